@@ -1,0 +1,49 @@
+# Every target does its own set-up: all it needs is python3 (3.11 or newer)
+# with venv. Nothing is installed outside .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := qed experiments launch bench tests setup.py
+# pytest-xdist workers; each holds jax with 8 simulated devices.
+WORKERS ?= 2
+
+.PHONY: demo test test-all test-parity format lint lock clean
+
+$(VENV)/.installed: requirements.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'qed needs Python 3.11 or newer; set PYTHON=python3.x'; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet '.[parity]'
+	@touch $@
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not parity'
+
+test-all: $(VENV)/.parity lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'parity and not slow'
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile setup.py --extra dev --universal \
+	  --python-version 3.11 --no-header --no-annotate --quiet \
+	  --output-file requirements.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

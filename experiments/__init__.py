@@ -1,0 +1,1 @@
+"""Config dictionaries; one file is one question."""

@@ -1,0 +1,1 @@
+"""Train a small model to prove hard theorems."""

@@ -1,0 +1,1 @@
+"""Problems, prompts, tokens, samples and packed rows, on the host."""

@@ -1,0 +1,1 @@
+"""Qwen3 as pure functions over one tree of weights."""

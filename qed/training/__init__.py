@@ -1,0 +1,1 @@
+"""The optimiser step, its state, checkpoints and metrics."""

@@ -1,0 +1,84 @@
+import pathlib
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from qed.data import templates
+
+LATEX = r'$\frac{a}{b}$, $x^{{2}}$, {problem}, {0}, {{problem}}, %s, \1 \g<0>'
+
+
+@pytest.mark.parametrize(
+  ('name', 'slots'), [('prove', ('problem',)), ('answer', ('problem',))]
+)
+def test_each_template_has_these_slots(name, slots):
+  assert templates.slots(name) == slots
+
+
+def test_every_text_is_documented():
+  folder = pathlib.Path(templates.__file__).parent / 'texts'
+  names = [path.stem for path in folder.glob('*.md')]
+  assert sorted(names) == ['answer', 'prove']
+  for name in names:
+    listed = ' '.join(f'{{{{{slot}}}}}' for slot in templates.slots(name))
+    assert f'  {name:<8} {listed} ' in templates.__doc__
+
+
+def test_prove_asks_for_a_proof_in_one_line_and_ends_with_the_problem():
+  instruction, empty, problem = templates.render('prove', problem='P').split(
+    '\n'
+  )
+  assert 'rigorous proof' in instruction
+  assert (empty, problem) == ('', 'P')
+
+
+def test_answer_asks_for_a_box_whose_braces_survive():
+  assert r'\boxed{}' in templates.render('answer', problem='P')
+
+
+@pytest.mark.parametrize('name', ['prove', 'answer'])
+def test_a_problem_comes_out_as_it_went_in(name):
+  before, after = templates.text(name).split('{{problem}}')
+  rendered = templates.render(name, problem=LATEX)
+  assert rendered == before + LATEX + after
+
+
+def test_values_are_never_filled_in_again():
+  rendered = templates.render('{{a}} {{b}} {{a}}', a='{{b}}', b='{{a}}')
+  assert rendered == '{{b}} {{a}} {{b}}'
+
+
+@hypothesis.given(st.text(), st.text())
+def test_filling_in_is_concatenation(a, b):
+  template = r'{{a}} \boxed{} {x} {{ a }} {{A}} {{{b}}}'
+  assert templates.slots(template) == ('a', 'b')
+  rendered = templates.render(template, a=a, b=b)
+  assert rendered == a + r' \boxed{} {x} {{ a }} {{A}} {' + b + '}'
+
+
+def test_a_slot_may_come_twice_and_a_text_may_begin_with_a_word():
+  template = 'prove {{a}}, {{b}} and {{a}}'
+  assert templates.slots(template) == ('a', 'b')
+  assert templates.render(template, a='x', b='y') == 'prove x, y and x'
+
+
+def test_missing_and_unknown_fields_are_named():
+  with pytest.raises(ValueError, match=r"\['problem'\].*'prove', got \[\]"):
+    templates.render('prove')
+  with pytest.raises(ValueError, match=r"got \['problem', 'summary'\]"):
+    templates.render('prove', problem='P', summary='S')
+  with pytest.raises(ValueError, match=r"\['a'\].*got \['b'\]"):
+    templates.render('{{a}}', b='B')
+
+
+def test_a_misspelt_name_is_an_error_that_names_the_nearest():
+  with pytest.raises(ValueError, match="did you mean 'prove'"):
+    templates.render('proof', problem='P')
+  with pytest.raises(ValueError, match=r"one of \['answer', 'prove'\]"):
+    templates.text('zzz')
+
+
+def test_a_value_that_is_no_string_is_refused():
+  with pytest.raises(TypeError, match=r"'problem' in template 'prove'.*None"):
+    templates.render('prove', problem=None)
