@@ -19,7 +19,7 @@ $(VENV)/.installed: requirements.txt setup.py
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet '.[parity]'
+	$(BIN)/python -m pip install --quiet --editable '.[parity]'
 	@touch $@
 
 test: $(VENV)/.installed lint

@@ -10,17 +10,91 @@ was stopped.
   qed sft --config=experiments/sft_main.py --workdir=runs/sft
   qed sft --config=experiments/sft_main.py --workdir=runs/low \
     --config.optim.peak_lr=1e-5
+
+DIR/checkpoints/ has the newest states of the run, and in best/ the weights with
+the lowest loss on the problems that are held out; `qed export` takes either.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import math
+import pathlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import app, flags
 
 from qed import cli
-from qed.config import SftConfig
+from qed.config import ConfigError, SftConfig, SftDataConfig
+from qed.data import chat, packing, problems, samples, templates, tokenizer
+from qed.types import Message, PackedBatch, TrainingSample, TrainState
+
+# jax takes seconds to import, and a wrong config is to be told in one.
+if TYPE_CHECKING:
+  import optax
+  from jax.sharding import Mesh
+
+  from qed.models import specs
+  from qed.training.checkpoints import Checkpointer
+  from qed.training.processes import Preemption
+
+# What may differ from one start of a run to the next: where things lie, and
+# how the same numbers are computed.
+_MAY_CHANGE = (
+  'model.path',
+  'model.remat',
+  'model.attention',
+  'mesh',
+  'data.paths',
+  'data.tokenizer',
+  'packing.num_rows',
+  'packing.microbatch_counts',
+  'training.logprob_chunk_size',
+  'training.checkpoint_interval_steps',
+  'training.max_checkpoints',
+  'training.eval_interval_steps',
+  'training.max_skipped_steps',
+)
+
+
+class Data(NamedTuple):
+  """The samples of a run, in the order of the files."""
+
+  train: list[TrainingSample]
+  validation: list[TrainingSample]
+  problem_ids: Mapping[bytes, str]  # By the bytes of a sample's token ids.
+
+
+class Run(NamedTuple):
+  """What is the same at every step."""
+
+  config: SftConfig
+  workdir: pathlib.Path
+  mesh: Mesh
+  model: specs.Config
+  tx: optax.GradientTransformationExtraArgs
+  data: Data
+  batches: Sequence[PackedBatch]  # By step.
+  num_steps: int
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Account:
+  """What a checkpoint keeps beside the state, whose step is the data cursor."""
+
+  data_digest: str
+  num_skipped: int = 0
+  tokens: float = 0.0  # Trained on.
+  secs: float = 0.0
+  validation_loss: float | None = None
+  best_loss: float | None = None
+  best_step: int | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +115,484 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train(config: SftConfig, workdir: str) -> int:
-  """Trains until the run is complete or is stopped; returns the exit code."""
-  raise NotImplementedError('training is not written yet')
+  """Trains until the run is complete or is stopped; returns the exit code.
+
+  Args:
+    config: the run.
+    workdir: of a new run, or of one to go on with.
+
+  Raises:
+    UsageError, ConfigError: what the config names does not fit together, or
+      does not fit what is in the run directory.
+    FloatingPointError: more gradients were not finite than the config allows.
+  """
+  from qed.training import checkpoints, processes, rundir
+
+  processes.initialize()
+  with _user_errors(), contextlib.ExitStack() as stack:
+    run = _prepare(config, pathlib.Path(workdir))
+    directory = run.workdir / 'checkpoints'
+    last, best = (
+      stack.enter_context(
+        contextlib.closing(checkpoints.Checkpointer(path, keep=keep))
+      )
+      for path, keep in (
+        (directory, config.training.max_checkpoints),
+        (directory / 'best', 1),
+      )
+    )
+    state, account = _restore_or_start(run, last)
+    stack = stack.pop_all()
+  with stack, processes.Preemption() as preemption:
+    num_done = _loop(run, state, account, last, best, preemption)
+  if num_done < run.num_steps:
+    _say(f'stopped; {num_done} of {run.num_steps} steps are done and saved')
+    return cli.RESTART
+  summary = {'steps': num_done, **dataclasses.asdict(account)}
+  if _is_first_process():
+    rundir.write_json(run.workdir / 'summary.json', summary)
+  _say(f'complete: {summary}')
+  return cli.DONE
+
+
+# Before the first step.
+
+
+def _prepare(config: SftConfig, workdir: pathlib.Path) -> Run:
+  """Reads everything but weights."""
+  from qed.models import sharding
+  from qed.training import checkpoints, optimizer, rundir
+
+  for line in rundir.start(
+    workdir, dataclasses.asdict(config), may_change=_MAY_CHANGE
+  ):
+    _say(f'changed since the run began: {line}')
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+  _check_mesh(config, mesh)
+  folder = config.model.path and _hf_folder(config.model.path)
+  model = _model(config, folder)
+  tokenizer_dir = config.data.tokenizer or folder
+  words = tokenizer.load(tokenizer_dir)
+  if words.vocab_size > model.vocab_size:
+    raise ConfigError(
+      [
+        f'data.tokenizer: {tokenizer_dir} has ids up to '
+        f'{words.vocab_size - 1}, the model only {model.vocab_size} rows'
+      ]
+    )
+  data = load_data(config.data, words)
+  if config.training.eval_interval_steps and not data.validation:
+    raise ConfigError(
+      [
+        f'data.validation_frac = {config.data.validation_frac}: no problem is '
+        'held out; raise it, or set training.eval_interval_steps = 0'
+      ]
+    )
+  batches, num_steps = _batches(config, data.train)
+  tx = optimizer.make(
+    num_steps=num_steps, model=model, **dataclasses.asdict(config.optim)
+  )
+  for name in ('', 'best'):
+    checkpoints.write_model_files(
+      workdir / 'checkpoints' / name,
+      model,
+      tokenizer_dir=tokenizer_dir,
+      dtype=config.model.dtype,
+    )
+  return Run(config, workdir, mesh, model, tx, data, batches, num_steps)
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+  """What is wrong with given files and values is the user's to mend."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError) as error:
+    raise app.UsageError(str(error)) from error
+
+
+def _check_mesh(config: SftConfig, mesh: Mesh) -> None:
+  """Checks what the config alone cannot know when a size is -1."""
+  for field, value, axis in (
+    ('num_rows', config.packing.num_rows, 'data'),
+    ('row_length', config.packing.row_length, 'context'),
+  ):
+    if value % mesh.shape[axis]:
+      raise ConfigError(
+        [
+          f'packing.{field} = {value}: must be a multiple of the '
+          f'{mesh.shape[axis]} devices of mesh.{axis}'
+        ]
+      )
+
+
+def _hf_folder(path: str) -> str:
+  """Where a model's config.json and tokenizer are."""
+  is_hf = (pathlib.Path(path) / 'config.json').exists()
+  return path if is_hf else str(pathlib.Path(path) / 'hf')
+
+
+def _model(config: SftConfig, folder: str) -> specs.Config:
+  """The architecture: that of the weights, which must be the one asked for."""
+  from qed.models import hf_files, specs
+
+  if not folder:
+    return specs.VARIANTS[config.model.variant]
+  model = hf_files.read_config(folder)
+  expected = specs.VARIANTS.get(config.model.variant, model)
+  faults = [
+    f'{field.name} is {getattr(model, field.name)}, not '
+    f'{getattr(expected, field.name)}'
+    for field in dataclasses.fields(model)
+    if field.name not in ('carried', 'initializer_range')
+    and getattr(model, field.name) != getattr(expected, field.name)
+  ]
+  if faults:
+    raise ConfigError(
+      [
+        f'model.variant = {config.model.variant!r}: {config.model.path} has '
+        f'another architecture: {"; ".join(faults)}'
+      ]
+    )
+  return model
+
+
+def load_data(config: SftDataConfig, words: tokenizer.Tokenizer) -> Data:
+  """Reads traces and splits them, by problem, into two lists of samples.
+
+  Whether a problem is held out depends on its id alone: it is the same in
+  every run with this fraction, whatever else is in the files.
+
+  Args:
+    config: which files, and what becomes of their lines.
+    words: the tokenizer of the model.
+
+  Raises:
+    ValueError: a trace that cannot be used, or none that can be trained on.
+  """
+  if templates.slots(config.prompt) != ('problem',):
+    raise ConfigError(
+      [
+        f'data.prompt = {config.prompt!r}: expected a template whose only slot '
+        f'is problem, got {templates.slots(config.prompt)}'
+      ]
+    )
+  traces, report = problems.stream_traces(
+    *config.paths, malformed=config.malformed
+  )
+  found = {False: [], True: []}
+  problem_ids = {}
+  for trace in traces:
+    sample = _sample(trace, config, words)
+    is_held_out = _unit_hash(trace.problem_id) < config.validation_frac
+    found[is_held_out].append(sample)
+    problem_ids[sample.token_ids.tobytes()] = trace.problem_id
+  _say(report)
+  kept = {}
+  for is_held_out, name in ((False, 'training'), (True, 'validation')):
+    kept[is_held_out], lengths = samples.limit_length(
+      found[is_held_out], config.max_tokens, overlong=config.overlong
+    )
+    _say(
+      f'{name}: {len(kept[is_held_out])} samples; of {lengths.num_samples} '
+      f'{lengths.num_dropped} were dropped and {lengths.num_truncated} cut to '
+      f'{config.max_tokens} tokens'
+    )
+  if not kept[False]:
+    raise ConfigError(
+      [
+        'data.paths: no sample to train on remains; see data.max_tokens, '
+        'data.overlong and data.validation_frac'
+      ]
+    )
+  return Data(kept[False], kept[True], problem_ids)
+
+
+def _sample(
+  trace: problems.Trace, config: SftDataConfig, words: tokenizer.Tokenizer
+) -> TrainingSample:
+  """The prompt as the policy will see it, and what it should answer."""
+  prompt = templates.render(config.prompt, problem=trace.statement)
+  try:
+    return samples.from_sft(
+      chat.encode_chat(
+        words,
+        [Message(role='user', content=prompt)],
+        style=config.chat_style,
+      ),
+      chat.encode_completion(
+        words,
+        trace.proof,
+        reasoning=trace.reasoning,
+        style=config.chat_style,
+      ),
+      stop_token_ids=words.stop_token_ids,
+    )
+  except ValueError as error:
+    raise ValueError(f'problem {trace.problem_id}: {error}') from error
+
+
+def _unit_hash(text: str) -> float:
+  """A number in [0, 1) that looks random and depends on the text alone."""
+  digest = hashlib.sha256(text.encode()).digest()
+  return int.from_bytes(digest[:6], 'big') / 2**48
+
+
+def _batches(
+  config: SftConfig, train: Sequence[TrainingSample]
+) -> tuple[Sequence[PackedBatch], int]:
+  """The batches by step, and how many steps the run has."""
+  total, size = config.training.total_steps, config.data.samples_per_step
+  batches = packing.sft_batches(
+    train,
+    _shape(config),
+    batch_size=size,
+    num_epochs=config.data.num_epochs or math.ceil(total * size / len(train)),
+    seed=config.training.seed,
+  )
+  return batches, total or len(batches)
+
+
+def _shape(config: SftConfig) -> packing.BatchShape:
+  return packing.BatchShape(**dataclasses.asdict(config.packing))
+
+
+def _restore_or_start(
+  run: Run, last: Checkpointer
+) -> tuple[TrainState, Account]:
+  """The newest state that is whole, or one at step 0."""
+  from qed.training import metrics, steps
+
+  abstract = steps.abstract_state(run.model, run.tx, run.mesh)
+  digest = _digest(run.data.train)
+  restored = last.restore_latest_valid(abstract)
+  if restored:
+    account = Account(**restored.extra)
+    if account.data_digest != digest:
+      raise ConfigError(
+        [
+          f'data.paths: {run.workdir} was trained on other samples than these '
+          'files give now; bring them back, or use another --workdir'
+        ]
+      )
+    _say(f'restored step {restored.step} from {last.directory}')
+    return restored.state, account
+  record = run.workdir / 'metrics.jsonl'
+  num_recorded = max(metrics.read(record), default=0) if record.exists() else 0
+  if num_recorded > 2 * run.config.training.checkpoint_interval_steps:
+    raise ConfigError(
+      [
+        f'{last.directory} has no checkpoint, though {record} has '
+        f'{num_recorded} steps; bring it back, or use another --workdir'
+      ]
+    )
+  _say(f'no checkpoint in {last.directory}: starting at step 0')
+  params = _initial_params(run, abstract)
+  state = steps.init_state(params, run.model, run.tx, run.mesh)
+  return state, Account(data_digest=digest)
+
+
+def _initial_params(run: Run, abstract: TrainState):
+  """float32 weights: those of model.path, or random ones."""
+  import jax
+  import jax.numpy as jnp
+
+  from qed.models import specs
+  from qed.training import checkpoints
+
+  if run.config.model.path:
+    params, _ = checkpoints.load_model(
+      run.config.model.path, mesh=run.mesh, dtype=jnp.float32
+    )
+    return params
+  places = jax.tree.map(lambda x: x.sharding, abstract.params)
+  draw = jax.jit(specs.init, static_argnums=0, out_shardings=places)
+  return draw(run.model, jax.random.key(run.config.training.seed))
+
+
+def _digest(train: Sequence[TrainingSample]) -> str:
+  digest = hashlib.sha256()
+  for sample in train:
+    digest.update(len(sample.token_ids).to_bytes(8, 'little'))
+    digest.update(sample.token_ids.tobytes() + sample.loss_mask.tobytes())
+  return digest.hexdigest()[:16]
+
+
+# The loop.
+
+
+def _loop(
+  run: Run,
+  state: TrainState,
+  account: Account,
+  last: Checkpointer,
+  best: Checkpointer,
+  preemption: Preemption,
+) -> int:
+  """Trains and saves; returns the number of steps that are done."""
+  import jax
+
+  from qed.training import metrics, steps
+
+  update, evaluate = _compile(run)
+  interval = run.config.training.checkpoint_interval_steps
+  done = int(state.step)
+  batch = run.batches[done] if done < run.num_steps else None
+  compiled = set()
+  with (
+    metrics.Writer(run.workdir, first_step=done + 1) as writer,
+    metrics.Progress(first_step=done, num_steps=run.num_steps) as progress,
+  ):
+    while done < run.num_steps:
+      began = time.monotonic()
+      state, values = update(state, steps.place_batch(batch, run.mesh))
+      done += 1
+      # The devices are at work: time to pack what comes next.
+      trained = batch
+      batch = run.batches[done] if done < run.num_steps else None
+      record = {k: float(v) for k, v in jax.device_get(values).items()}
+      secs = time.monotonic() - began
+      account.tokens += record['tokens']
+      account.secs += secs
+      record |= packing.packing_metrics(trained) | {'time/step_secs': secs}
+      if trained.tokens.shape in compiled:  # Compiling is no throughput.
+        lengths = metrics.segment_lengths(trained.segment_ids)
+        record |= metrics.throughput(run.model, lengths, secs)
+      compiled.add(trained.tokens.shape)
+      if _is_evaluated(run, done):
+        record['validation/loss'] = _evaluate(run, evaluate, state.params)
+        _keep_best(record['validation/loss'], done, state, account, best)
+      writer.write(done, record)
+      progress.show(done, _figures(record))
+      _check_finite(run, record, trained, done, account)
+      stops = preemption.reached(done)
+      if stops or done % interval == 0 or done == run.num_steps:
+        last.save(done, state, extra=dataclasses.asdict(account))
+      if stops:
+        break
+  return done
+
+
+def _compile(run: Run):
+  """The step and the evaluation, which compile when they are first called."""
+  from qed.training import steps
+
+  config = run.config
+  kernel = config.model.attention
+  settings = dict(
+    model=run.model,
+    compute=steps.Compute(
+      dtype=config.model.dtype,
+      remat=config.model.remat,
+      attention=None if kernel == 'auto' else kernel,
+      chunk_size=config.training.logprob_chunk_size,
+      mesh=run.mesh,
+    ),
+  )
+  state = steps.abstract_state(run.model, run.tx, run.mesh)
+  return (
+    steps.compile_step(
+      functools.partial(steps.sft_step, tx=run.tx, **settings), run.mesh, state
+    ),
+    steps.compile_eval(
+      functools.partial(steps.sft_eval, **settings), run.mesh, state.params
+    ),
+  )
+
+
+def _is_evaluated(run: Run, done: int) -> bool:
+  interval = run.config.training.eval_interval_steps
+  return interval > 0 and (done % interval == 0 or done == run.num_steps)
+
+
+def _evaluate(run: Run, evaluate, params) -> float:
+  """The mean loss per token of the problems that are held out."""
+  import jax
+
+  from qed.training import steps
+
+  size, loss, tokens = run.config.data.samples_per_step, 0.0, 0.0
+  for start in range(0, len(run.data.validation), size):
+    batch = packing.pack(
+      run.data.validation[start : start + size], _shape(run.config)
+    )
+    sums = jax.device_get(evaluate(params, steps.place_batch(batch, run.mesh)))
+    loss += float(sums['loss/nll_sum'])
+    tokens += float(sums['loss/tokens'])
+  return loss / tokens
+
+
+def _keep_best(
+  loss: float,
+  done: int,
+  state: TrainState,
+  account: Account,
+  best: Checkpointer,
+) -> None:
+  """Keeps the weights, without the optimizer, if no others were better."""
+  account.validation_loss = loss
+  if account.best_loss is not None and not loss < account.best_loss:
+    return
+  account.best_loss, account.best_step = loss, done
+  best.save(done, state._replace(opt_state=()))
+  best.wait()  # A checkpoint that says so comes after it.
+
+
+def _check_finite(
+  run: Run,
+  record: Mapping[str, float],
+  batch: PackedBatch,
+  done: int,
+  account: Account,
+) -> None:
+  """Counts a gradient that was not finite, and ends the run at one too many."""
+  if not record['optim/skipped']:
+    return
+  account.num_skipped += 1
+  contents = [
+    f'{run.data.problem_ids.get(sample.token_ids.tobytes())} '
+    f'({len(sample.token_ids)} tokens)'
+    for sample in packing.unpack(batch)
+  ]
+  text = (
+    f'step {done}: the gradient was not finite (loss {record["loss"]}, norm '
+    f'{record["optim/grad_norm"]}), so that the weights stayed as they were; '
+    f'the batch had {", ".join(contents)}'
+  )
+  limit = run.config.training.max_skipped_steps
+  if account.num_skipped > limit:
+    raise FloatingPointError(
+      f'{text}. The run ends: that is {account.num_skipped} such steps, and '
+      f'training.max_skipped_steps = {limit}'
+    )
+  _say(text)
+
+
+def _figures(record: Mapping[str, float]) -> dict[str, str]:
+  """What a person wants to see of a step."""
+  figures = {
+    'loss': f'{record["loss"]:.4f}',
+    'grad norm': f'{record["optim/grad_norm"]:.3f}',
+    'lr': f'{record["optim/lr"]:.2e}',
+  }
+  if 'validation/loss' in record:
+    figures['validation loss'] = f'{record["validation/loss"]:.4f}'
+  if 'time/tokens_per_sec' in record:
+    figures['tokens/s'] = f'{record["time/tokens_per_sec"]:,.0f}'
+  if 'time/mfu' in record:
+    figures['MFU'] = f'{record["time/mfu"]:.1%}'
+  return figures
+
+
+def _is_first_process() -> bool:
+  import jax
+
+  return jax.process_index() == 0
+
+
+def _say(text: object) -> None:
+  if _is_first_process():
+    print(text, flush=True)
 
 
 if __name__ == '__main__':

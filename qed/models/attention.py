@@ -251,15 +251,17 @@ def _key_ranges(queries, keys):
 
   def bounds(x):
     blocks = x.reshape(*x.shape[:-1], -1, BLOCK_SIZE)
-    return blocks.min(-1), blocks.max(-1)
+    # Padding, segment 0 or below, is read by nobody and reads nobody.
+    real = blocks[1:] > 0
+    lowest = jnp.where(real, blocks, jnp.iinfo(jnp.int32).max).min(-1)
+    return lowest, jnp.where(real, blocks, -1).max(-1)
 
-  (_, q_seg), (q_pos_max, q_seg_max) = bounds(queries)
-  (kv_pos, kv_seg), (_, kv_seg_max) = bounds(keys)
+  (_, q_first), (q_position, q_last) = bounds(queries)
+  (kv_position, kv_first), (_, kv_last) = bounds(keys)
   needed = (
-    (q_seg_max[:, :, None] > 0)  # Segment 0 is padding; nobody reads it.
-    & (q_pos_max[:, :, None] >= kv_pos[:, None, :])
-    & (q_seg[:, :, None] <= kv_seg_max[:, None, :])
-    & (q_seg_max[:, :, None] >= kv_seg[:, None, :])
+    (q_position[:, :, None] >= kv_position[:, None, :])
+    & (q_first[:, :, None] <= kv_last[:, None, :])
+    & (q_last[:, :, None] >= kv_first[:, None, :])
   ).any(0)
   first = jnp.argmax(needed, axis=1)
   last = needed.shape[1] - jnp.argmax(needed[:, ::-1], axis=1)

@@ -39,6 +39,13 @@ _CARRIED = (
   'pad_token_id',
   'max_position_embeddings',
 )
+# What transformers' Qwen3Config assumes where a file leaves a field out.
+_ASSUMED = {
+  'head_dim': 128,
+  'rms_norm_eps': 1e-6,
+  'tie_word_embeddings': False,
+  'initializer_range': 0.02,
+}
 _WITHOUT_EFFECT = (
   'architectures',
   'dtype',
@@ -89,10 +96,14 @@ class Config:
           f'got {value!r}'
         )
       if field.type == 'float' and not (
-        isinstance(value, (int, float)) and value > 0
+        type(value) in (int, float) and value > 0
       ):
         raise ValueError(
           f'Qwen3 config: {field.name} must be a positive number, got {value!r}'
+        )
+      if field.type == 'bool' and type(value) is not bool:
+        raise ValueError(
+          f'Qwen3 config: {field.name} must be true or false, got {value!r}'
         )
     if self.num_attention_heads % self.num_key_value_heads:
       raise ValueError(
@@ -131,8 +142,7 @@ class Config:
       if field.name in ('carried', 'rope_theta'):
         continue
       value = hf.get(field.name)
-      if value is None and field.default is not dataclasses.MISSING:
-        value = field.default
+      value = _ASSUMED.get(field.name) if value is None else value
       if value is None:
         faults.append(f'{field.name} is missing')
       values[field.name] = value
@@ -146,7 +156,6 @@ class Config:
         'cannot honour this Hugging Face config as a dense Qwen3: '
         + '; '.join(faults)
       )
-    values['rope_theta'] = float(values['rope_theta'])
     values['carried'] = tuple(
       (name, tuple(value) if isinstance(value, list) else value)
       for name in sorted(_CARRIED)

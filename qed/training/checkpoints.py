@@ -192,7 +192,7 @@ class Checkpointer:
     # An orbax object that failed may skip later saves, so it is not used again.
     step, self._saving, self._orbax = self._saving, None, None
     raise OSError(
-      f'step {step} was not saved in {self.directory} ({error}); '
+      f'step {step} was not saved in {self.directory} ({_summary(error)}); '
       f'there are steps {steps(self.directory)}'
     ) from error
 
@@ -341,12 +341,17 @@ def _make_orbax(arrays: Iterable[jax.Array]) -> ocp.AsyncCheckpointer:
     )
     for item in ('params', 'state')
   }
-  return ocp.AsyncCheckpointer(
-    ocp.CompositeCheckpointHandler(
-      **handlers, manifest=ocp.JsonCheckpointHandler()
-    ),
+  options = ocp.AsyncOptions(
     timeout_secs=_TIMEOUT_SECS,
+    # Else threads wait for a directory that cannot be made until the timeout.
+    create_directories_asynchronously=False,
   )
+  composite = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(async_options=options),
+    **handlers,
+    manifest=ocp.JsonCheckpointHandler(),
+  )
+  return ocp.AsyncCheckpointer(composite, async_options=options)
 
 
 def _items(
@@ -436,9 +441,18 @@ def _everywhere(read: Callable[[], _Result]) -> _Result:
   if jax.process_count() > 1:
     is_whole = multihost_utils.process_allgather(is_whole).min()
   if not is_whole:
-    text = f'{type(error).__name__}: {error}' if error else 'on another process'
-    raise _DamagedError(text) from error
+    raise _DamagedError(_summary(error)) from error
   return result
+
+
+def _summary(error: BaseException | None) -> str:
+  """The first line of what went wrong first: orbax adds pages to it."""
+  if error is None:
+    return 'another process cannot read it'
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = str(error).partition('\n')[0]
+  return f'{type(error).__name__}: {text[:300]}'
 
 
 def _read_manifest(path: epath.Path) -> dict[str, Any]:
