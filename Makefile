@@ -22,6 +22,9 @@ $(VENV)/.parity: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[parity]'
 	@touch $@
 
+demo: $(VENV)/.installed
+	$(BIN)/qed demo
+
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not parity'
 

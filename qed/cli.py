@@ -30,6 +30,10 @@ INTERRUPTED = 130
 
 # Name -> (module:function, one line of help), in the order of a first use.
 PROGRAMS = {
+  'demo': (
+    'qed.demo:main',
+    'the recipe in miniature, as far as it is built',
+  ),
   'import': (
     'qed.hub:import_main',
     'a Hugging Face folder -> a checkpoint',

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 import pathlib
 import sys
@@ -31,9 +30,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from absl import app, flags
 
 from qed import cli
-from qed.config import ConfigError, SftConfig, SftDataConfig
-from qed.data import chat, packing, problems, samples, templates, tokenizer
-from qed.types import Message, PackedBatch, TrainingSample, TrainState
+from qed.config import ConfigError, SftConfig
+from qed.data import demonstrations, packing, tokenizer
+from qed.data.demonstrations import Demonstrations
+from qed.types import PackedBatch, TrainingSample, TrainState
 
 # jax takes seconds to import, and a wrong config is to be told in one.
 if TYPE_CHECKING:
@@ -63,14 +63,6 @@ _MAY_CHANGE = (
 )
 
 
-class Data(NamedTuple):
-  """The samples of a run, in the order of the files."""
-
-  train: list[TrainingSample]
-  validation: list[TrainingSample]
-  problem_ids: Mapping[bytes, str]  # By the bytes of a sample's token ids.
-
-
 class Run(NamedTuple):
   """What is the same at every step."""
 
@@ -79,7 +71,7 @@ class Run(NamedTuple):
   mesh: Mesh
   model: specs.Config
   tx: optax.GradientTransformationExtraArgs
-  data: Data
+  data: Demonstrations
   batches: Sequence[PackedBatch]  # By step.
   num_steps: int
 
@@ -129,21 +121,18 @@ def train(config: SftConfig, workdir: str) -> int:
   from qed.training import checkpoints, processes, rundir
 
   processes.initialize()
-  with _user_errors(), contextlib.ExitStack() as stack:
+  with _user_errors():
     run = _prepare(config, pathlib.Path(workdir))
     directory = run.workdir / 'checkpoints'
-    last, best = (
-      stack.enter_context(
-        contextlib.closing(checkpoints.Checkpointer(path, keep=keep))
-      )
-      for path, keep in (
-        (directory, config.training.max_checkpoints),
-        (directory / 'best', 1),
-      )
-    )
+    keep = config.training.max_checkpoints
+    last = checkpoints.Checkpointer(directory, keep=keep)
+    best = checkpoints.Checkpointer(directory / 'best', keep=1)
     state, account = _restore_or_start(run, last)
-    stack = stack.pop_all()
-  with stack, processes.Preemption() as preemption:
+  with (
+    contextlib.closing(last),
+    contextlib.closing(best),
+    processes.Preemption() as preemption,
+  ):
     num_done = _loop(run, state, account, last, best, preemption)
   if num_done < run.num_steps:
     _say(f'stopped; {num_done} of {run.num_steps} steps are done and saved')
@@ -161,33 +150,23 @@ def train(config: SftConfig, workdir: str) -> int:
 def _prepare(config: SftConfig, workdir: pathlib.Path) -> Run:
   """Reads everything but weights."""
   from qed.models import sharding
-  from qed.training import checkpoints, optimizer, rundir
+  from qed.training import checkpoints, initial, optimizer, rundir
 
   for line in rundir.start(
     workdir, dataclasses.asdict(config), may_change=_MAY_CHANGE
   ):
-    _say(f'changed since the run began: {line}')
+    _say(f'since the run began: {line}')
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   _check_mesh(config, mesh)
-  folder = config.model.path and _hf_folder(config.model.path)
-  model = _model(config, folder)
-  tokenizer_dir = config.data.tokenizer or folder
+  model = initial.read_config(config.model.path, config.model.variant)
+  tokenizer_dir = config.data.tokenizer or initial.hf_folder(config.model.path)
   words = tokenizer.load(tokenizer_dir)
   if words.vocab_size > model.vocab_size:
-    raise ConfigError(
-      [
-        f'data.tokenizer: {tokenizer_dir} has ids up to '
-        f'{words.vocab_size - 1}, the model only {model.vocab_size} rows'
-      ]
+    raise ValueError(
+      f'data.tokenizer: expected ids below the {model.vocab_size} rows of the '
+      f'embedding, got {words.vocab_size} ids in {tokenizer_dir}'
     )
-  data = load_data(config.data, words)
-  if config.training.eval_interval_steps and not data.validation:
-    raise ConfigError(
-      [
-        f'data.validation_frac = {config.data.validation_frac}: no problem is '
-        'held out; raise it, or set training.eval_interval_steps = 0'
-      ]
-    )
+  data = _load_data(config, words)
   batches, num_steps = _batches(config, data.train)
   tx = optimizer.make(
     num_steps=num_steps, model=model, **dataclasses.asdict(config.optim)
@@ -226,116 +205,26 @@ def _check_mesh(config: SftConfig, mesh: Mesh) -> None:
       )
 
 
-def _hf_folder(path: str) -> str:
-  """Where a model's config.json and tokenizer are."""
-  is_hf = (pathlib.Path(path) / 'config.json').exists()
-  return path if is_hf else str(pathlib.Path(path) / 'hf')
-
-
-def _model(config: SftConfig, folder: str) -> specs.Config:
-  """The architecture: that of the weights, which must be the one asked for."""
-  from qed.models import hf_files, specs
-
-  if not folder:
-    return specs.VARIANTS[config.model.variant]
-  model = hf_files.read_config(folder)
-  expected = specs.VARIANTS.get(config.model.variant, model)
-  faults = [
-    f'{field.name} is {getattr(model, field.name)}, not '
-    f'{getattr(expected, field.name)}'
-    for field in dataclasses.fields(model)
-    if field.name not in ('carried', 'initializer_range')
-    and getattr(model, field.name) != getattr(expected, field.name)
-  ]
-  if faults:
-    raise ConfigError(
-      [
-        f'model.variant = {config.model.variant!r}: {config.model.path} has '
-        f'another architecture: {"; ".join(faults)}'
-      ]
-    )
-  return model
-
-
-def load_data(config: SftDataConfig, words: tokenizer.Tokenizer) -> Data:
-  """Reads traces and splits them, by problem, into two lists of samples.
-
-  Whether a problem is held out depends on its id alone: it is the same in
-  every run with this fraction, whatever else is in the files.
-
-  Args:
-    config: which files, and what becomes of their lines.
-    words: the tokenizer of the model.
-
-  Raises:
-    ValueError: a trace that cannot be used, or none that can be trained on.
-  """
-  if templates.slots(config.prompt) != ('problem',):
-    raise ConfigError(
-      [
-        f'data.prompt = {config.prompt!r}: expected a template whose only slot '
-        f'is problem, got {templates.slots(config.prompt)}'
-      ]
-    )
-  traces, report = problems.stream_traces(
-    *config.paths, malformed=config.malformed
+def _load_data(config: SftConfig, words: tokenizer.Tokenizer) -> Demonstrations:
+  data = demonstrations.load(
+    config.data.paths,
+    words,
+    prompt=config.data.prompt,
+    style=config.data.chat_style,
+    max_tokens=config.data.max_tokens,
+    overlong=config.data.overlong,
+    malformed=config.data.malformed,
+    validation_frac=config.data.validation_frac,
   )
-  found = {False: [], True: []}
-  problem_ids = {}
-  for trace in traces:
-    sample = _sample(trace, config, words)
-    is_held_out = _unit_hash(trace.problem_id) < config.validation_frac
-    found[is_held_out].append(sample)
-    problem_ids[sample.token_ids.tobytes()] = trace.problem_id
-  _say(report)
-  kept = {}
-  for is_held_out, name in ((False, 'training'), (True, 'validation')):
-    kept[is_held_out], lengths = samples.limit_length(
-      found[is_held_out], config.max_tokens, overlong=config.overlong
-    )
-    _say(
-      f'{name}: {len(kept[is_held_out])} samples; of {lengths.num_samples} '
-      f'{lengths.num_dropped} were dropped and {lengths.num_truncated} cut to '
-      f'{config.max_tokens} tokens'
-    )
-  if not kept[False]:
+  _say(data.report)
+  if config.training.eval_interval_steps and not data.validation:
     raise ConfigError(
       [
-        'data.paths: no sample to train on remains; see data.max_tokens, '
-        'data.overlong and data.validation_frac'
+        f'data.validation_frac = {config.data.validation_frac}: no problem is '
+        'held out; raise it, or set training.eval_interval_steps to 0'
       ]
     )
-  return Data(kept[False], kept[True], problem_ids)
-
-
-def _sample(
-  trace: problems.Trace, config: SftDataConfig, words: tokenizer.Tokenizer
-) -> TrainingSample:
-  """The prompt as the policy will see it, and what it should answer."""
-  prompt = templates.render(config.prompt, problem=trace.statement)
-  try:
-    return samples.from_sft(
-      chat.encode_chat(
-        words,
-        [Message(role='user', content=prompt)],
-        style=config.chat_style,
-      ),
-      chat.encode_completion(
-        words,
-        trace.proof,
-        reasoning=trace.reasoning,
-        style=config.chat_style,
-      ),
-      stop_token_ids=words.stop_token_ids,
-    )
-  except ValueError as error:
-    raise ValueError(f'problem {trace.problem_id}: {error}') from error
-
-
-def _unit_hash(text: str) -> float:
-  """A number in [0, 1) that looks random and depends on the text alone."""
-  digest = hashlib.sha256(text.encode()).digest()
-  return int.from_bytes(digest[:6], 'big') / 2**48
+  return data
 
 
 def _batches(
@@ -361,24 +250,26 @@ def _restore_or_start(
   run: Run, last: Checkpointer
 ) -> tuple[TrainState, Account]:
   """The newest state that is whole, or one at step 0."""
-  from qed.training import metrics, steps
+  from qed.training import initial, metrics, steps
 
-  abstract = steps.abstract_state(run.model, run.tx, run.mesh)
-  digest = _digest(run.data.train)
-  restored = last.restore_latest_valid(abstract)
+  digest = demonstrations.digest(run.data.train)
+  restored = last.restore_latest_valid(
+    steps.abstract_state(run.model, run.tx, run.mesh)
+  )
   if restored:
     account = Account(**restored.extra)
     if account.data_digest != digest:
       raise ConfigError(
         [
           f'data.paths: {run.workdir} was trained on other samples than these '
-          'files give now; bring them back, or use another --workdir'
+          'files give now; bring those back, or use another --workdir'
         ]
       )
     _say(f'restored step {restored.step} from {last.directory}')
     return restored.state, account
   record = run.workdir / 'metrics.jsonl'
   num_recorded = max(metrics.read(record), default=0) if record.exists() else 0
+  # One save may have been in progress and another not have begun.
   if num_recorded > 2 * run.config.training.checkpoint_interval_steps:
     raise ConfigError(
       [
@@ -386,36 +277,12 @@ def _restore_or_start(
         f'{num_recorded} steps; bring it back, or use another --workdir'
       ]
     )
-  _say(f'no checkpoint in {last.directory}: starting at step 0')
-  params = _initial_params(run, abstract)
+  _say(f'no checkpoint in {last.directory}: this is step 0')
+  params = initial.read_params(
+    run.config.model.path, run.model, run.mesh, seed=run.config.training.seed
+  )
   state = steps.init_state(params, run.model, run.tx, run.mesh)
   return state, Account(data_digest=digest)
-
-
-def _initial_params(run: Run, abstract: TrainState):
-  """float32 weights: those of model.path, or random ones."""
-  import jax
-  import jax.numpy as jnp
-
-  from qed.models import specs
-  from qed.training import checkpoints
-
-  if run.config.model.path:
-    params, _ = checkpoints.load_model(
-      run.config.model.path, mesh=run.mesh, dtype=jnp.float32
-    )
-    return params
-  places = jax.tree.map(lambda x: x.sharding, abstract.params)
-  draw = jax.jit(specs.init, static_argnums=0, out_shardings=places)
-  return draw(run.model, jax.random.key(run.config.training.seed))
-
-
-def _digest(train: Sequence[TrainingSample]) -> str:
-  digest = hashlib.sha256()
-  for sample in train:
-    digest.update(len(sample.token_ids).to_bytes(8, 'little'))
-    digest.update(sample.token_ids.tobytes() + sample.loss_mask.tobytes())
-  return digest.hexdigest()[:16]
 
 
 # The loop.

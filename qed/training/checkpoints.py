@@ -44,7 +44,8 @@ _log = logging.getLogger(__name__)
 
 # What one device wrote whole, the devices of a pod read in slices.
 _CHUNK_BYTES = 1 << 26
-_BATCH_BYTES = 1 << 31  # Of arrays that are read together.
+_BATCH_BYTES = 1 << 29  # Of arrays that are read together.
+_IN_FLIGHT_BYTES = 1 << 31  # Of arrays that are written together, or more.
 _UNBOUNDED_GB = 10**6  # Batches are the bound; orbax's own counts worse.
 _TIMEOUT_SECS = 3600  # Of a save in the background.
 _MAX_STEPS = 1024  # The newest, of which processes tell each other.
@@ -333,7 +334,7 @@ def _make_orbax(arrays: Iterable[jax.Array]) -> ocp.AsyncCheckpointer:
   largest = max(map(_shard_bytes, arrays))
   # Bounds the copies that are on their way to the disk. Orbax refuses a shard
   # that is not below the bound.
-  in_flight_gb = 1 + math.ceil(largest / 10**9)
+  in_flight_gb = max(_IN_FLIGHT_BYTES, largest + _CHUNK_BYTES) / 1e9
   handlers = {
     # Trained weights shrink little for the time that compression takes.
     item: ocp.PyTreeCheckpointHandler(
@@ -517,17 +518,26 @@ def _read_arrays(
 def _batches(
   stored: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
-  """Groups arrays of one item by their bytes on this process."""
-  batch, used = {}, 0
-  for name, x in sorted(stored.items(), key=lambda pair: _item(pair[0])):
-    size = _shard_bytes(x) * len(x.sharding.addressable_devices)
-    is_other_item = batch and _item(next(iter(batch))) != _item(name)
-    if batch and (is_other_item or used + size > _BATCH_BYTES):
+  """Groups arrays of one item by their bytes on this process.
+
+  The largest come first: reading takes up to three times their size, for which
+  there is most room at the beginning.
+  """
+  for item in ('params', 'state'):
+    sizes = {
+      name: _shard_bytes(x) * len(x.sharding.addressable_devices)
+      for name, x in stored.items()
+      if _item(name) == item
+    }
+    batch, used = {}, 0
+    for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
+      if batch and used + size > _BATCH_BYTES:
+        yield batch
+        batch, used = {}, 0
+      batch[name] = stored[name]
+      used += size
+    if batch:
       yield batch
-      batch, used = {}, 0
-    batch[name] = x
-    used += size
-  yield batch
 
 
 def _read_batch(

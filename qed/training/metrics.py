@@ -102,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> dict[int, dict[str, float]]:
     try:
       values = json.loads(line)
       step = values.pop('step')
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
       raise ValueError(
         f'{path}:{number}: expected a JSON object with a step, got {line[:80]}'
       ) from error

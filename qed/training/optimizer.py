@@ -7,7 +7,6 @@ would vanish.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -82,8 +81,8 @@ def schedule(
 ) -> Callable[[jax.Array | int], jax.Array]:
   """The learning rate of each step, counted from 0.
 
-  With W = max(warmup_steps, ⌈warmup_frac num_steps⌉) and x the part of the
-  steps after the warm-up that lies before `step`, (step - W) / (num_steps - W):
+  W is warmup_steps, or warmup_frac num_steps, rounded; and of the steps after
+  the warm-up, x = (step - W) / (num_steps - W) are done:
 
     step < W   peak_lr (step + 1) / (W + 1)
     constant   peak_lr
@@ -106,7 +105,7 @@ def schedule(
   Raises:
     ValueError: an unknown schedule, or a warm-up that leaves no step.
   """
-  warmup = max(warmup_steps, math.ceil(warmup_frac * num_steps))
+  warmup = max(warmup_steps, round(warmup_frac * num_steps))
   if warmup >= num_steps:
     raise ValueError(
       f'expected a warm-up shorter than the run of {num_steps} steps, got '

@@ -1,4 +1,4 @@
-"""The run directory's config.json and summary.json.
+"""A run directory's config.json, and how its files are written.
 
 config.json is written once: the resolved configuration, the commit and the
 versions of the packages that the run began with.
@@ -31,7 +31,10 @@ def start(
   *,
   may_change: Collection[str],
 ) -> list[str]:
-  """Writes config.json, or compares with the one that is there.
+  """Writes config.json, or compares with that of a run that goes on.
+
+  As long as metrics.jsonl has no line, nothing was trained, and the run may
+  begin anew with any config.
 
   Args:
     workdir: created if need be.
@@ -46,9 +49,10 @@ def start(
     MismatchError: with a line for each field that may not.
   """
   path = pathlib.Path(workdir) / 'config.json'
+  record = path.with_name('metrics.jsonl')
   config = json.loads(json.dumps(config))  # Tuples become lists, as there.
   now = {'config': config, 'git_commit': git_commit(), 'packages': _versions()}
-  if not path.exists():
+  if not (path.exists() and record.exists() and record.stat().st_size):
     _barrier('config.json is not there')
     if jax.process_index() == 0:
       write_json(path, now)

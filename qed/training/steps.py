@@ -314,7 +314,7 @@ def _update(
   updated either).
   """
   tokens = jnp.sum(mask, dtype=jnp.float32)
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
   applies = is_finite & (tokens > 0)
   updates, opt_state = tx.update(
@@ -326,13 +326,13 @@ def _update(
     (optax.apply_updates(state.params, updates), opt_state),
     (state.params, state.opt_state),
   )
-  update_norm = jnp.where(applies, optax.global_norm(updates), 0.0)
+  update_norm = jnp.where(applies, optax.tree.norm(updates), 0.0)
   return TrainState(state.step + 1, params, opt_state), metrics | {
     'loss': loss,
     'tokens': tokens,
     'optim/grad_norm': grad_norm,
     'optim/update_norm': update_norm,
-    'optim/param_norm': optax.global_norm(params),
+    'optim/param_norm': optax.tree.norm(params),
     'optim/lr': lr,
     'optim/skipped': 1.0 - is_finite.astype(jnp.float32),
   }

@@ -525,6 +525,20 @@ def test_a_head_that_differs_in_one_bit_is_no_repetition(tmp_path):
     hf.load(folder)
 
 
+@pytest.mark.parametrize('view', ['shape', 'type'])
+def test_a_head_of_the_same_bytes_and_another_meaning_is_no_repetition(
+  tmp_path, view
+):
+  tensors = make_tensors()
+  head = tensors[EMBEDDING]
+  head = head.reshape(D, V) if view == 'shape' else head.view(np.float16)
+  folder = write_folder(
+    tmp_path / 'hf', {**tensors, HEAD: head}, tie_word_embeddings=True
+  )
+  with pytest.raises(hf_files.FolderError, match='set tie_word_embeddings'):
+    hf.load(folder)
+
+
 def test_a_mesh_that_does_not_divide_is_refused_before_reading(
   tmp_path, monkeypatch
 ):

@@ -40,9 +40,9 @@ def test_a_mesh_that_does_not_fit_says_so(sizes, message):
 def test_a_size_that_the_mesh_does_not_divide_is_named():
   config = small(num_key_value_heads=2, intermediate_size=50)
   mesh = sharding.make_mesh(2, 1, 4)
-  with pytest.raises(ValueError, match='layers.k: kv_heads=2 over tensor=4'):
+  with pytest.raises(ValueError, match=r'layers\.k: kv_heads=2 over'):
     sharding.param_shardings(config, mesh)
-  with pytest.raises(ValueError, match='layers.up: mlp=50 over tensor=4'):
+  with pytest.raises(ValueError, match=r'layers\.up: mlp=50 over'):
     sharding.param_shardings(config, mesh)
 
 

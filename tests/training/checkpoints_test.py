@@ -240,10 +240,13 @@ def test_foreign_and_unfinished_directories_are_no_steps(directory, caplog):
   shutil.copytree(directory / '2', directory / '14')
   (directory / '14' / 'commit_success.txt').unlink()
   shutil.copytree(directory / '2', directory / '15.orbax-checkpoint-tmp')
+  # One whose removal was interrupted.
+  shutil.copytree(directory / '2', directory / '16')
+  shutil.rmtree(directory / '16' / 'manifest')
   assert checkpoints.steps(directory) == [1, 2]
   assert restore(directory).step == 2
   left = {path.name for path in directory.iterdir()}
-  assert left == {'1', '2', '11', '12', '13', '14', 'hf'}
+  assert left == {'1', '2', '11', '12', '13', '14', '16', 'hf'}
   assert '15.orbax-checkpoint-tmp' in caplog.text
 
 
@@ -356,7 +359,15 @@ def small_disk():
 
 
 @pytest.mark.usefixtures('collected')
-def test_a_full_disk_is_told_and_costs_no_step(directory):
+def test_a_full_disk_is_told_and_costs_no_step(directory, monkeypatch):
+  made = []
+  make_orbax = checkpoints._make_orbax
+
+  def record(arrays):
+    made.append(make_orbax(arrays))
+    return made[-1]
+
+  monkeypatch.setattr(checkpoints, '_make_orbax', record)
   checkpointer = Checkpointer(directory, keep=9)
   checkpointer.save(3, make_state(3))
   checkpointer.wait()
@@ -368,6 +379,7 @@ def test_a_full_disk_is_told_and_costs_no_step(directory):
   checkpointer.save(5, make_state(5))
   checkpointer.close()
   assert checkpoints.steps(directory) == [1, 2, 3, 5]
+  assert len(made) == 2  # What failed once is not used again.
   assert_same(restore(directory).state, make_state(5))
 
 
@@ -540,6 +552,13 @@ PROCESS = """
   from qed.models import sharding
   from training import checkpoints_test as t
   mesh = sharding.make_mesh(2, 1, 2)
+  read_batch = t.checkpoints._read_batch
+  def fail(path, batch):
+    if path.name == '2':
+      raise OSError('Stale file handle')
+    return read_batch(path, batch)
+  if {process} == 1:
+    t.checkpoints._read_batch = fail
   checkpointer = t.Checkpointer({directory!r}, keep=2)
   restored = checkpointer.restore_latest_valid(t.abstract(mesh))
   print(restored.step, flush=True)
@@ -553,7 +572,7 @@ PROCESS = """
 
 
 def test_two_processes_read_and_write_what_one_does(directory, tmp_path):
-  flip(largest_file(directory / '2' / 'params'))  # Both have to agree on this.
+  """One of them cannot read the newest step, so that neither takes it."""
   port = random.Random(time.time()).randint(20_000, 60_000)
   processes = [
     run_python(
@@ -566,7 +585,11 @@ def test_two_processes_read_and_write_what_one_does(directory, tmp_path):
     )
     for process in range(2)
   ]
-  outputs = [process.communicate(timeout=120)[0] for process in processes]
+  try:
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert [process.returncode for process in processes] == [0, 0]
   # The transport prints too.
   assert [output.split()[-1] for output in outputs] == ['1', '1']

@@ -1,0 +1,1 @@
+"""A proof domain small enough to watch the recipe on two cores."""

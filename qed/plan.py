@@ -1,0 +1,320 @@
+r"""Whether a training step fits a slice of TPUs, and how fast it could be.
+
+  qed plan --config=FILE[:ARM] --topology=GENERATION:AxB[xC] [--FLAG=VALUE ...]
+
+Compiles the very step of `qed sft` or `qed grpo` for hardware that is not
+there: no TPU, no weights and no data are needed, only the TPU compiler
+(pip install 'qed[tpu]'), 3 GB of memory and one to three minutes. What has been
+compiled once is remembered.
+
+  qed plan --config=experiments/sft_main.py --topology=v5p:2x4x4
+  qed plan --config=experiments/rl_main.py --topology=v6e:8x8 --search
+  qed plan --config=experiments/sft_main.py --topology=v5e:8x8 \
+    --config.mesh.context=4 --config.packing.num_rows=16 \
+    --config.packing.microbatch_counts=1,2
+
+Memory is what the compiler assigns, and FLOPs are counted; times are a model
+that no hardware has confirmed, for ranking. The largest of
+packing.microbatch_counts is planned, with rows that are full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags
+
+from qed import cli, config
+from qed.planning import chips, libtpu, search, tables
+from qed.planning.search import Layout
+
+# jax is imported after libtpu has prepared the environment.
+if TYPE_CHECKING:
+  import jax
+
+  from qed.models import specs
+  from qed.planning.report import Plan
+
+  RunConfig = config.SftConfig | config.GrpoConfig
+
+
+def main(argv: Sequence[str]) -> int:
+  """Checks the command line, compiles, and prints."""
+  values = _flags()
+  run = cli.parse_config(argv, values, run=_run_type(argv), usage=__doc__)
+  if not values.topology:
+    raise app.UsageError(
+      '--topology is missing: the slice to plan for, such as v5p:2x4x4'
+    )
+  try:
+    target = chips.parse_slice(values.topology)
+    libtpu.prepare()
+  except (ValueError, libtpu.LibtpuMissingError) as error:
+    raise app.UsageError(str(error)) from error
+  plans = _make_plans(run, target, values)
+  _publish(plans, run, target, values)
+  return cli.DONE
+
+
+def _flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  flags.DEFINE_string(
+    'topology',
+    None,
+    'the slice, such as v5e:4x4, v6e:16x16, v5p:2x4x4, tpu7x:2x2x1',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'search',
+    False,
+    'try meshes, remat policies and rows per microbatch, and rank those that '
+    'fit; up to a dozen compilations',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'json', None, 'a file to write as well', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'tokens_per_epoch',
+    None,
+    'of the data, to be told the hours of an epoch',
+    lower_bound=1,
+    flag_values=values,
+  )
+  cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')
+  flags.DEFINE_string(
+    'cache_dir',
+    os.path.join(cache, 'qed', 'plan'),
+    'where compiled programs are kept',
+    flag_values=values,
+  )
+  return values
+
+
+def _run_type(argv: Sequence[str]) -> type:
+  """What the config on a command line configures; parse_config checks it."""
+  for index, argument in enumerate(argv):
+    name, _, source = argument.partition('=')
+    if name.lstrip('-') == 'config' and name.startswith('-'):
+      source = source or (argv[index + 1 :] or [''])[0]
+      program = cli.load_config(source).get('program')
+      return config.RUNS.get(program, config.SftConfig)
+  return config.SftConfig
+
+
+def _make_plans(
+  run: RunConfig, target: chips.Slice, values: flags.FlagValues
+) -> list[Plan]:
+  """The plan of the config's own layout, or of all that were searched."""
+  from qed.planning import compile as compiler
+
+  try:
+    devices = compiler.devices(target)
+  except ValueError as error:
+    raise app.UsageError(f'--topology: {error}') from error
+  model = _read_model(run)
+  attempt = functools.partial(
+    _attempt,
+    run=run,
+    model=model,
+    target=target,
+    devices=devices,
+    cache_dir=pathlib.Path(values.cache_dir).expanduser(),
+  )
+  if values.search:
+    start = _layout(run, {'data': 1, 'context': 1, 'tensor': run.mesh.tensor})
+    meshes = search.candidates(
+      start,
+      num_devices=len(devices),
+      num_heads=model.num_attention_heads,
+    )
+    plans = search.search(meshes, attempt)
+    if plans:
+      return plans
+    raise app.UsageError(
+      f'no mesh of {len(devices)} devices divides the '
+      f'{start.num_rows * start.num_microbatches} rows of '
+      f'{start.row_length:,} tokens; raise packing.num_rows'
+    )
+  return [attempt(_layout(run, _mesh_sizes(run, len(devices))))]
+
+
+def _read_model(run: RunConfig) -> specs.Config:
+  """The architecture; weights need not be there if the config names it."""
+  from qed.models import specs
+  from qed.training import initial
+
+  if run.model.variant:
+    return specs.VARIANTS[run.model.variant]
+  try:
+    return initial.read_config(run.model.path, '')
+  except (ValueError, OSError) as error:
+    raise app.UsageError(
+      f'{error}; to plan without weights, set --config.model.variant'
+    ) from error
+
+
+def _mesh_sizes(run: RunConfig, num_devices: int) -> dict[str, int]:
+  """The sizes of the config's mesh on so many devices."""
+  from qed.models import sharding
+
+  wanted = dataclasses.asdict(run.mesh)
+  known = 1
+  for size in wanted.values():
+    known *= abs(size)
+  if -1 in wanted.values() and num_devices % known == 0:
+    return {
+      axis: num_devices // known if size == -1 else size
+      for axis, size in wanted.items()
+    }
+  if known == num_devices:
+    return wanted
+  mesh = ' x '.join(f'{axis}={wanted[axis]}' for axis in sharding.AXES)
+  raise config.ConfigError(
+    [f'mesh: {mesh} is not the {num_devices} devices of --topology']
+  )
+
+
+def _layout(run: RunConfig, sizes: dict[str, int]) -> Layout:
+  return Layout(
+    **{axis: max(1, size) for axis, size in sizes.items()},
+    remat=run.model.remat,
+    num_rows=run.packing.num_rows,
+    row_length=run.packing.row_length,
+    num_microbatches=run.packing.microbatch_counts[-1],
+  )
+
+
+def _attempt(
+  layout: Layout,
+  *,
+  run: RunConfig,
+  model: specs.Config,
+  target: chips.Slice,
+  devices: Sequence[jax.Device],
+  cache_dir: pathlib.Path,
+) -> Plan:
+  """Traces, counts and compiles the step of a run in one layout."""
+  from qed.models import sharding
+  from qed.planning import compile as compiler
+  from qed.planning import flops, report, roofline, traffic
+  from qed.training import metrics
+
+  _say(f'{target.name}: {layout} ...')
+  begin = time.monotonic()
+  try:
+    mesh = sharding.make_mesh(*layout.mesh, devices=devices)
+    traced = _trace(layout, run, model, mesh)
+  except ValueError as error:  # Sizes that do not divide.
+    _say(f'  impossible: {error}')
+    return report.Plan(layout=layout, fault=str(error))
+  plan = report.Plan(
+    layout=layout,
+    flops=flops.count(traced.jaxpr),
+    trace_secs=time.monotonic() - begin,
+    compiled=compiler.compile_traced(traced, mesh, target, cache_dir=cache_dir),
+  )
+  if plan.compiled.refusal:
+    _say(f'  does not fit: {plan.reason}')
+    return plan
+  peak, secs = plan.compiled.memory.peak, plan.compiled.secs
+  _say(f'  fits: {tables.gib(peak)}; compiled in {secs:.0f} s')
+  lengths = [layout.row_length] * layout.num_rows * layout.num_microbatches
+  found = traffic.read(plan.compiled.hlo)
+  estimate = roofline.estimate(
+    chip=target.chip,
+    num_devices=len(devices),
+    num_tokens=layout.num_tokens,
+    model_flops=metrics.train_flops(model, lengths),
+    flops=plan.flops,
+    traffic=found,
+  )
+  return dataclasses.replace(plan, traffic=found, estimate=estimate)
+
+
+def _trace(
+  layout: Layout, run: RunConfig, model: specs.Config, mesh: jax.sharding.Mesh
+) -> jax.stages.Traced:
+  """Traces the step that the run would compile."""
+  from qed.training import optimizer, steps
+
+  # Where epochs decide, the number of steps is not known; it is a constant of
+  # the schedule.
+  num_steps = run.training.total_steps or run.optim.warmup_steps + 1_000
+  tx = optimizer.make(
+    num_steps=num_steps, model=model, **dataclasses.asdict(run.optim)
+  )
+  kernel = run.model.attention
+  settings: dict[str, Any] = dict(
+    model=model,
+    tx=tx,
+    compute=steps.Compute(
+      dtype=run.model.dtype,
+      remat=layout.remat,
+      attention=None if kernel == 'auto' else kernel,
+      chunk_size=run.training.logprob_chunk_size,
+      mesh=mesh,
+    ),
+  )
+  with_reference = False
+  if run.program == 'grpo':
+    loss = dataclasses.asdict(run.loss)
+    del loss['advantage']  # Computed on the host.
+    settings['objective'] = steps.PolicyLoss(
+      temperature=run.sampling.temperature, **loss
+    )
+    with_reference = run.loss.kl_coef > 0
+  step = {'sft': steps.sft_step, 'grpo': steps.grpo_step}[run.program]
+  state = steps.abstract_state(model, tx, mesh)
+  batch = steps.abstract_batch(
+    layout.num_microbatches,
+    layout.num_rows,
+    layout.row_length,
+    mesh,
+    run.program,
+    with_reference=with_reference,
+  )
+  compiled = steps.compile_step(
+    functools.partial(step, **settings), mesh, state
+  )
+  return compiled.trace(state, batch)
+
+
+def _publish(
+  plans: Sequence[Plan],
+  run: RunConfig,
+  target: chips.Slice,
+  values: flags.FlagValues,
+) -> None:
+  """Prints the best plan, after a search all of them, and writes --json."""
+  from qed.planning import report
+
+  subject = report.Subject(
+    program=run.program,
+    model=run.model.variant or run.model.path,
+    target=target,
+    total_steps=run.training.total_steps,
+    tokens_per_epoch=values.tokens_per_epoch,
+  )
+  shown = [report.ranking(plans, subject)] if values.search else []
+  tables.show(shown + report.details(report.best(plans), subject))
+  if values.json:
+    text = json.dumps(report.as_json(plans, subject), indent=2)
+    pathlib.Path(values.json).write_text(text + '\n', encoding='utf-8')
+
+
+def _say(text: str) -> None:
+  """Progress, beside what is printed."""
+  print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))
