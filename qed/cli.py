@@ -46,6 +46,10 @@ PROGRAMS = {
     'qed.hub:export_main',
     'a checkpoint -> a folder that transformers and vLLM load',
   ),
+  'plan': (
+    'qed.plan:main',
+    'does a training step fit a slice of TPUs, and how fast? no TPU needed',
+  ),
 }
 
 _USAGE = """\
@@ -57,11 +61,16 @@ Train a small model to prove theorems, and run it.
 
 `qed PROGRAM --help` describes its flags and every field of its config.
 
+Everything that is built, in miniature, on two CPU cores:
+
+  qed demo --workdir=runs/demo
+
 A first run, from published weights and back:
 
   qed import ~/models/Qwen3-4B-Thinking-2507 checkpoints/qwen3-4b-thinking-2507
   qed sft --config=experiments/sft_main.py --workdir=runs/sft
   qed export runs/sft/checkpoints exports/my-prover
+  qed plan --config=experiments/sft_main.py --topology=v5p:2x4x4
 
 A config is a file of experiments/, one question each. Take one of its arms
 with a colon, and change single values with their dotted path:

@@ -204,15 +204,13 @@ def prove(folder: str, chains) -> tuple[list[str], float, float]:
 
 def _report(workdir: pathlib.Path, scores, secs: float) -> None:
   """Prints a table and one proof; writes summary.json."""
-  trained = json.loads(
-    (workdir / 'sft/summary.json').read_text(encoding='utf-8')
-  )
+  run = json.loads((workdir / 'sft/summary.json').read_text(encoding='utf-8'))
   print(f'\n{"problems":<12}{"whole proof":>14}{"leading lines":>16}')
   for name, (_, whole, lines) in scores.items():
     print(f'{name:<12}{whole:>13.0%}{lines:>15.0%}')
   print(f'\na proof by the exported model:\n{scores["trained on"][0][0]}')
   summary = {
-    'sft': trained,
+    'sft': run,
     'proofs': {
       name: {'whole': whole, 'leading_lines': lines, 'n': len(proofs)}
       for name, (proofs, whole, lines) in scores.items()

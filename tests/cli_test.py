@@ -424,9 +424,9 @@ class TestProcess:
     code, out, err = start(
       '-c',
       'import sys\n'
-      'from qed import cli, sft\n'
+      'from qed import cli, demo, hub, plan, sft\n'
       'from experiments import base\n'
-      'slow = {"jax", "numpy", "transformers", "orbax", "grain"}\n'
+      'slow = {"jax", "transformers", "orbax", "grain"}\n'
       'print(sorted(slow & set(sys.modules)))',
     )
     assert (code, out) == (0, '[]\n'), err

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from absl import app
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import base
-from qed import cli, config, sft
+from qed import cli, config, schema, sft
 from qed.data import templates, tokenizer
 from qed.models import hf, specs
 from qed.training import checkpoints, metrics, rundir
@@ -289,6 +290,19 @@ def test_a_run_begins_with_random_weights_if_there_are_none(
     losses.append(read_metrics(workdir)[1]['loss'])
   assert losses == pytest.approx([np.log(448)] * 2, rel=0.05)
   assert losses[0] != losses[1]
+
+
+def test_every_field_of_the_config_is_read():
+  """A field is read by name, or with the whole of its section."""
+  source = pathlib.Path(sft.__file__).read_text()
+  named = re.findall(r'config\.(\w+\.\w+)', source)
+  whole = re.findall(r'asdict\(config\.(\w+)\)', source)
+  unread = {
+    path
+    for path in schema.paths(config.SftConfig)
+    if '.' in path and path not in named and path.split('.')[0] not in whole
+  }
+  assert unread == set()
 
 
 # Stopped, and started again.

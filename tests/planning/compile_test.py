@@ -1,6 +1,7 @@
 """Refusals without the compiler; with it, a tiny model for a slice of four."""
 
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +60,9 @@ def test_the_environment_of_the_user_wins(monkeypatch):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv('TPU_ACCELERATOR_TYPE', 'v6e-8')
   libtpu.prepare()
-  assert libtpu.os.environ['TPU_ACCELERATOR_TYPE'] == 'v6e-8'
-  assert libtpu.os.environ['JAX_PLATFORMS'] == 'cpu'
-  assert libtpu.os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] == '1'
+  assert os.environ['TPU_ACCELERATOR_TYPE'] == 'v6e-8'
+  assert os.environ['JAX_PLATFORMS'] == 'cpu'
+  assert os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] == '1'
 
 
 def test_without_the_compiler_the_message_says_how_to_install_it(monkeypatch):
@@ -125,8 +126,8 @@ def test_a_program_is_compiled_once(mesh, tmp_path):
   assert first.hlo == second.hlo
   # x is split over `data` and repeated over `context`.
   assert first.memory.arguments == 1024 * 1024 * 2 / 2
-  (gather,) = traffic.read(second.hlo).collectives
-  assert (gather.kind, gather.group_size) == ('all-gather', 2)
+  # A shard at least has to come from the other half.
+  assert traffic.read(second.hlo).ici_bytes >= 1024 * 1024 * 2 / 2
 
 
 @needs_libtpu

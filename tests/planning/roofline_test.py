@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from qed.planning import chips, roofline
@@ -57,7 +59,7 @@ def test_mfu_is_what_is_needed_over_what_the_peak_could_do():
 
 def test_tokens_are_counted_per_chip_which_may_be_two_devices():
   assert estimate().tokens_per_sec_per_chip.high == pytest.approx(100 / 8)
-  both = chips.dataclasses.replace(CHIP, devices_per_chip=2)
+  both = dataclasses.replace(CHIP, devices_per_chip=2)
   rate = estimate(chip=both).tokens_per_sec_per_chip
   assert rate.low == pytest.approx(200 / 9)
 
