@@ -8,6 +8,7 @@ import setuptools
 # the other, so they are bounded as a pair per Python version.
 CORE = [
   'absl-py>=2.3',
+  'etils>=1.12',
   'flax>=0.12.8',
   'grain>=0.2.18',
   'huggingface-hub>=2.4',

@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qed.models import hf, hf_files, sharding, specs
 from qed.training import checkpoints
 from qed.training.checkpoints import Checkpointer, CheckpointError
+from qed.training.fingerprints import fingerprint
 from qed.types import TrainState
 
 # Where one array fails, orbax leaves the coroutines of the others half way.
@@ -561,13 +562,15 @@ PROCESS = """
     t.checkpoints._read_batch = fail
   checkpointer = t.Checkpointer({directory!r}, keep=2)
   restored = checkpointer.restore_latest_valid(t.abstract(mesh))
-  print(restored.step, flush=True)
   for step in (5, 6):
     checkpointer.save(step, restored.state, restored.extra)
   checkpointer.close()
   t.checkpoints.write_model_files({directory!r}, t.CONFIG, tokenizer_dir=None)
   params, config, _ = t.checkpoints.restore_params({directory!r}, mesh=mesh)
   t.hf.save({folder!r}, params, config, max_shard_bytes=9000)
+  params, _ = t.hf.load({folder!r}, mesh=mesh, dtype=None)
+  found = [t.fingerprint(x) for x in jax.tree.leaves(params)]
+  print([restored.step, found], flush=True)
 """
 
 
@@ -591,8 +594,10 @@ def test_two_processes_read_and_write_what_one_does(directory, tmp_path):
     for process in processes:
       process.kill()
   assert [process.returncode for process in processes] == [0, 0]
-  # The transport prints too.
-  assert [output.split()[-1] for output in outputs] == ['1', '1']
+  prints = [fingerprint(x) for x in jax.tree.leaves(make_state(1).params)]
+  for output in outputs:
+    # The transport prints too.
+    assert json.loads(output.splitlines()[-1]) == [1, prints]
   assert checkpoints.steps(directory) == [5, 6]
   restored = restore(directory)
   assert restored.extra == {'cursor': 1}
