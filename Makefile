@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := qed experiments launch bench tests setup.py
+SOURCES := qed experiments bench tests setup.py
 # pytest-xdist workers; each holds jax with 8 simulated devices.
 WORKERS ?= 2
 
