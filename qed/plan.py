@@ -228,7 +228,7 @@ def _attempt(
   peak, secs = plan.compiled.memory.peak, plan.compiled.secs
   _say(f'  fits: {tables.gib(peak)}; compiled in {secs:.0f} s')
   lengths = [layout.row_length] * layout.num_rows * layout.num_microbatches
-  found = traffic.read(plan.compiled.hlo)
+  found = traffic.read(plan.compiled.hlo, longest_ring=max(target.shape))
   estimate = roofline.estimate(
     chip=target.chip,
     num_devices=len(devices),

@@ -65,14 +65,18 @@ class Traffic:
   unknown_loops: tuple[str, ...]
 
 
-def read(text: str) -> Traffic:
+def read(text: str, *, longest_ring: int) -> Traffic:
   """Reads `compiled.as_text()`.
 
+  Args:
+    text: the program.
+    longest_ring: chips along the longest dimension of the torus.
+
   Raises:
-    ValueError: it has no entry computation.
+    ValueError: the text has no entry computation.
   """
   computations, entry = hlo.parse(text)
-  walk = _Walk(computations)
+  walk = _Walk(computations, longest_ring)
   walk.visit(entry, 1)
   ranked = sorted(walk.collectives.items(), key=lambda item: -item[1])
   return Traffic(
@@ -88,8 +92,9 @@ def read(text: str) -> Traffic:
 class _Walk:
   """Adds up what the computations that it visits do."""
 
-  def __init__(self, computations: dict[str, Computation]):
+  def __init__(self, computations: dict[str, Computation], longest_ring: int):
     self._computations = computations
+    self._longest_ring = longest_ring
     self.hbm_bytes = self.cycles = 0.0
     self.collectives: dict[Collective, float] = collections.Counter()
     self.kernels: dict[str, int] = collections.Counter()
@@ -153,7 +158,8 @@ class _Walk:
     group = _group_size(instruction.attributes)
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     key = Collective(kind, group, source[1] if source else instruction.name)
-    self.collectives[key] += times * _ring_bytes(kind, size, group)
+    num_bytes = _ring_bytes(kind, size, group, self._longest_ring)
+    self.collectives[key] += times * num_bytes
 
   def _hbm_bytes(self, caller: Computation, instruction: Instruction) -> int:
     """Bytes that an instruction reads from and writes to main memory."""
@@ -294,23 +300,27 @@ def _group_size(attributes: str) -> int:
   return int(iota[1]) if iota else 1
 
 
-def _ring_bytes(kind: str, operand_bytes: int, group: int) -> float:
+def _ring_bytes(
+  kind: str, operand_bytes: int, group: int, longest_ring: int
+) -> float:
   """What each chip of a ring of `group` sends over its two links together.
 
   A gather passes every part but one through each chip, and so does a scatter;
-  a reduction is both. In an all-to-all over n chips a part travels n / 4 links
-  on average.
+  a reduction is both. In an all-to-all over a ring of n chips a part travels
+  n / 4 links on average; a larger group spans several dimensions of the torus,
+  whose links share the work, and the longest decides.
   """
   if group <= 1:
     return 0.0
+  others = (group - 1) / group
   return (
     operand_bytes
     * {
       'all-gather': group - 1,
-      'reduce-scatter': (group - 1) / group,
-      'all-reduce': 2 * (group - 1) / group,
-      'all-to-all': max(group / 4, (group - 1) / group),
-      'ragged-all-to-all': max(group / 4, (group - 1) / group),
+      'reduce-scatter': others,
+      'all-reduce': 2 * others,
+      'all-to-all': max(min(group, longest_ring) / 4, others),
+      'ragged-all-to-all': max(min(group, longest_ring) / 4, others),
       'collective-permute': 1,
       'collective-broadcast': 1,
     }[kind]

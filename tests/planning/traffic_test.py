@@ -17,7 +17,7 @@ MATMULS = pathlib.Path(__file__).parent / 'matmuls_v5e_2x2.hlo'
 
 @pytest.fixture(scope='module')
 def matmuls():
-  return traffic.read(MATMULS.read_text())
+  return traffic.read(MATMULS.read_text(), longest_ring=2)
 
 
 def test_each_product_reads_and_writes_its_shard_of_x(matmuls):
@@ -55,7 +55,8 @@ def read(entry, others=''):
   inside = textwrap.indent(textwrap.dedent(entry).strip('\n'), '  ')
   others = textwrap.dedent(others)
   return traffic.read(
-    f'HloModule jit_f\n{others}\nENTRY %main () -> f32[] {{\n{inside}\n}}\n'
+    f'HloModule jit_f\n{others}\nENTRY %main () -> f32[] {{\n{inside}\n}}\n',
+    longest_ring=8,
   )
 
 
@@ -254,6 +255,7 @@ def test_kernels_are_counted_by_name():
     ('all-reduce', "replica_groups=mesh['a'=8] {'a':(1)2}", 2, 2 * 1 / 2),
     ('all-to-all', 'replica_groups={{0,1}}', 2, 1 / 2),
     ('all-to-all', 'replica_groups={{0,1,2,3,4,5,6,7}}', 8, 2),
+    ('all-to-all', 'replica_groups=[1,64]<=[64]', 64, 2),
     ('collective-permute', 'source_target_pairs={{0,1},{1,0}}', 2, 1),
     ('all-gather', 'replica_groups={{0},{1}}', 1, 0),
   ],
@@ -270,4 +272,4 @@ def test_what_a_ring_carries(opcode, groups, size, expected):
 
 def test_a_text_that_is_no_program_is_refused():
   with pytest.raises(ValueError, match='ENTRY computation, got'):
-    traffic.read('not a program')
+    traffic.read('not a program', longest_ring=8)
