@@ -4,7 +4,7 @@ r"""Whether a training step fits a slice of TPUs, and how fast it could be.
 
 Compiles the very step of `qed sft` or `qed grpo` for hardware that is not
 there: no TPU, no weights and no data are needed, only the TPU compiler
-(pip install 'qed[tpu]'), 3 GB of memory and one to three minutes. What has been
+(pip install 'qed[tpu]'), 3 GB of memory and a few minutes. What has been
 compiled once is remembered.
 
   qed plan --config=experiments/sft_main.py --topology=v5p:2x4x4
@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import sys
@@ -167,9 +168,7 @@ def _mesh_sizes(run: RunConfig, num_devices: int) -> dict[str, int]:
   from qed.models import sharding
 
   wanted = dataclasses.asdict(run.mesh)
-  known = 1
-  for size in wanted.values():
-    known *= abs(size)
+  known = abs(math.prod(wanted.values()))
   if -1 in wanted.values() and num_devices % known == 0:
     return {
       axis: num_devices // known if size == -1 else size
@@ -203,6 +202,8 @@ def _attempt(
   cache_dir: pathlib.Path,
 ) -> Plan:
   """Traces, counts and compiles the step of a run in one layout."""
+  import jax
+
   from qed.models import sharding
   from qed.planning import compile as compiler
   from qed.planning import flops, report, roofline, traffic
@@ -216,11 +217,20 @@ def _attempt(
   except ValueError as error:  # Sizes that do not divide.
     _say(f'  impossible: {error}')
     return report.Plan(layout=layout, fault=str(error))
+  trace_secs = time.monotonic() - begin
+  try:
+    compiled = compiler.compile_traced(
+      traced, mesh, target, cache_dir=cache_dir
+    )
+  except jax.errors.JaxRuntimeError as error:
+    _say(f'  the compiler failed: {error}')
+    reason = str(error).partition('\n')[0]
+    return report.Plan(layout=layout, fault=f'the compiler failed: {reason}')
   plan = report.Plan(
     layout=layout,
     flops=flops.count(traced.jaxpr),
-    trace_secs=time.monotonic() - begin,
-    compiled=compiler.compile_traced(traced, mesh, target, cache_dir=cache_dir),
+    trace_secs=trace_secs,
+    compiled=compiled,
   )
   if plan.compiled.refusal:
     _say(f'  does not fit: {plan.reason}')

@@ -10,6 +10,7 @@ import pytest
 from experiments import base
 from qed import cli, config, plan
 from qed.models import sharding, specs
+from qed.planning import chips
 from qed.planning.search import Layout
 
 needs_libtpu = pytest.mark.skipif(
@@ -175,6 +176,38 @@ def test_a_model_without_weights_or_name_is_refused():
   run_config = sft(**{'model.variant': '', 'model.path': 'nowhere'})
   with pytest.raises(plan.app.UsageError, match=r'--config\.model\.variant'):
     plan._read_model(run_config)
+
+
+@pytest.mark.parametrize(
+  ('fails', 'reason'),
+  [
+    ('_trace', 'ValueError: 3 does not divide 8'),
+    ('compile_traced', 'the compiler failed: INTERNAL: a bug'),
+  ],
+)
+def test_a_layout_that_cannot_be_is_an_answer(
+  fails, reason, monkeypatch, tmp_path
+):
+  from qed.planning import compile as compiler
+
+  def fail(*args, **kwargs):
+    if fails == '_trace':
+      raise ValueError('3 does not divide 8')
+    raise jax.errors.JaxRuntimeError('INTERNAL: a bug\nand its details')
+
+  module = plan if fails == '_trace' else compiler
+  monkeypatch.setattr(module, fails, fail)
+  run = small('sft')
+  found = plan._attempt(
+    plan._layout(run, {'data': 8, 'context': 1, 'tensor': 1}),
+    run=run,
+    model=specs.Config.from_hf(TINY),
+    target=chips.parse_slice('v5e:2x4'),
+    devices=jax.devices(),
+    cache_dir=tmp_path,
+  )
+  assert not found.fits
+  assert found.reason == reason.removeprefix('ValueError: ')
 
 
 @needs_libtpu

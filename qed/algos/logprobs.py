@@ -168,9 +168,9 @@ def _backward(temperature, chunk_size, mesh, residuals, cotangents):
     head_grad = jnp.zeros(head.shape, jnp.float32)
     head_grad, hidden_grad = jax.lax.scan(chunk, head_grad, chunks)
     if scatter:
-      head_grad = jax.lax.psum_scatter(
-        head_grad, axes.rows, scatter_dimension=1, tiled=True
-      )
+      # Not tiled: parts that do not fill whole lanes compile for minutes.
+      parts = head_grad.reshape(len(head_grad), mesh.shape['data'], -1)
+      head_grad = jax.lax.psum_scatter(parts, axes.rows, scatter_dimension=1)
     else:
       head_grad = jax.lax.psum(head_grad, axes.rows)
     return _join(hidden_grad, targets.shape), head_grad

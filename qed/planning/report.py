@@ -81,7 +81,21 @@ def ranking(plans: Sequence[Plan], subject: Subject) -> tables.Table:
       'bound by',
     ),
     rows=[_ranking_row(plan) for plan in ranked],
+    note=f'the first: {_overrides(ranked[0].layout)}' if ranked[0].fits else '',
   )
+
+
+def _overrides(layout: Layout) -> str:
+  """The flags that give a run this layout."""
+  values = {
+    'mesh.data': layout.data,
+    'mesh.context': layout.context,
+    'mesh.tensor': layout.tensor,
+    'model.remat': layout.remat,
+    'packing.num_rows': layout.num_rows,
+    'packing.microbatch_counts': layout.num_microbatches,
+  }
+  return ' '.join(f'--config.{name}={value}' for name, value in values.items())
 
 
 def _ranking_row(plan: Plan) -> tuple[str, ...]:

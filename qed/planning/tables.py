@@ -44,26 +44,19 @@ def show(tables: Sequence[Table], file: TextIO | None = None) -> None:
   if not file.isatty():
     print('\n\n'.join(map(plain, tables)), file=file, flush=True)
     return
-  from rich import console, table
+  from rich import console, table, text
 
   screen = console.Console(file=file, highlight=False)
   for item in tables:
-    grid = table.Table(
-      title=item.title,
-      title_justify='left',
-      show_header=bool(item.header),
-      caption=item.note or None,
-      caption_justify='left',
-    )
-    width = len(item.rows[0]) if item.rows else 0
-    for index in range(width):
-      grid.add_column(
-        item.header[index] if item.header else '',
-        justify='left' if index in (0, width - 1) else 'right',
-      )
+    grid = table.Table(*item.header, show_header=bool(item.header))
     for row in item.rows:
-      grid.add_row(*row)
-    screen.print(grid)
+      grid.add_row(*map(text.Text, row))
+    for index, column in enumerate(grid.columns):
+      is_edge = index in (0, len(grid.columns) - 1)
+      column.justify = 'left' if is_edge else 'right'
+    for part in (text.Text(item.title, style='bold'), grid, item.note):
+      if part:
+        screen.print(part)
 
 
 def plain(item: Table) -> str:

@@ -103,6 +103,17 @@ def test_a_ranking_begins_with_the_fastest_and_ends_with_what_does_not_fit():
   assert len({len(row) for row in rows}) == 1
 
 
+def test_a_ranking_ends_with_the_flags_of_the_first():
+  small = dataclasses.replace(LAYOUT, context=2, num_rows=32)
+  best = dataclasses.replace(faster(FITTING, 2), layout=small)
+  assert report.ranking([FITTING, best], SUBJECT).note == (
+    'the first: --config.mesh.data=16 --config.mesh.context=2 '
+    '--config.mesh.tensor=1 --config.model.remat=attention '
+    '--config.packing.num_rows=32 --config.packing.microbatch_counts=2'
+  )
+  assert report.ranking([REFUSED], SUBJECT).note == ''
+
+
 def test_the_headroom_is_told_and_that_it_is_little():
   shown = text(report.details(FITTING, SUBJECT))
   assert '15.00 GiB' in shown
