@@ -64,7 +64,14 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['qed', 'qed.*', 'experiments']),
-  package_data={'qed': ['data/texts/*.md', 'reporting/assets/*']},
+  package_data={
+    'qed': [
+      'data/texts/*.md',
+      'reporting/assets/*.*',
+      'reporting/assets/katex/*',
+      'reporting/assets/katex/fonts/*',
+    ]
+  },
   install_requires=CORE,
   extras_require=EXTRAS,
   entry_points={'console_scripts': ['qed = qed.cli:main']},

@@ -50,6 +50,10 @@ PROGRAMS = {
     'qed.plan:main',
     'does a training step fit a slice of TPUs, and how fast? no TPU needed',
   ),
+  'report': (
+    'qed.report:main',
+    'one static page about runs: plots and graded proofs',
+  ),
 }
 
 _USAGE = """\
@@ -71,6 +75,7 @@ A first run, from published weights and back:
   qed sft --config=experiments/sft_main.py --workdir=runs/sft
   qed export runs/sft/checkpoints exports/my-prover
   qed plan --config=experiments/sft_main.py --topology=v5p:2x4x4
+  qed report runs/sft
 
 A config is a file of experiments/, one question each. Take one of its arms
 with a colon, and change single values with their dotted path:
@@ -141,7 +146,8 @@ def parse_flags(
     argv: with the program's name in front.
     values: the program's flags, which are set.
     usage: what --help prints above the flags: a module's docstring.
-    arguments: names of the positional arguments, all of which must be given.
+    arguments: names of the positional arguments, all of which must be given;
+      of the last, more than one if its name ends with '...'.
 
   Returns:
     The positional arguments.
@@ -158,7 +164,10 @@ def parse_flags(
     given = values(list(argv))[1:]
   except flags.Error as error:
     raise app.UsageError(str(error)) from error
-  if len(given) != len(arguments):
+  has_more = bool(arguments) and arguments[-1].endswith('...')
+  if len(given) < len(arguments) or (
+    len(given) > len(arguments) and not has_more
+  ):
     raise app.UsageError(
       f'expected {" ".join(arguments) or "only flags"}, '
       f'got {" ".join(given) or "nothing"}'

@@ -1,0 +1,1 @@
+"""What a run did, as a page: plots and a viewer of graded proofs."""
