@@ -4,11 +4,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JETSTREAM := .venv-jetstream
 SOURCES := qed experiments bench tests setup.py
 # pytest-xdist workers; each holds jax with 8 simulated devices.
 WORKERS ?= 2
 
-.PHONY: demo test test-all test-parity format lint lock clean
+.PHONY: demo test test-all test-parity test-jetstream format lint lock clean
 
 $(VENV)/.installed: requirements.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -22,6 +23,13 @@ $(VENV)/.parity: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[parity]'
 	@touch $@
 
+# Its own environment: 3.7 GB, of which half is TensorFlow.
+$(JETSTREAM)/.installed: requirements.txt setup.py $(VENV)/.installed
+	$(PYTHON) -m venv $(JETSTREAM)
+	$(JETSTREAM)/bin/python -m pip install --quiet --no-deps -r requirements.txt
+	$(JETSTREAM)/bin/python -m pip install --quiet --editable '.[jetstream]'
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/qed demo
 
@@ -33,6 +41,9 @@ test-all: $(VENV)/.parity lint
 
 test-parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'parity and not slow'
+
+test-jetstream: $(JETSTREAM)/.installed
+	$(BIN)/python -m pytest tests/rollout/jetstream_test.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)
@@ -49,4 +60,4 @@ lock: $(VENV)/.installed
 	  --output-file requirements.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(JETSTREAM) .pytest_cache .ruff_cache

@@ -64,6 +64,7 @@ def sft() -> ConfigDict:
     max_checkpoints=2,
     eval_interval_steps=31,
     max_skipped_steps=3,
+    wandb_project='',
   )
   return config
 
@@ -87,12 +88,21 @@ def grpo() -> ConfigDict:
     prompt='prove',
     max_prompt_tokens=1_024,
     malformed='refuse',
+    min_difficulty=0.0,  # Described as filtered; the released code does not.
+    max_difficulty=1.0,
+    min_pass_rate=0.0,
+    max_pass_rate=1.0,
   )
   config.rollout = dict(
     problems_per_step=64,
     group_size=16,  # 2 to 3 % of the problems are then left without a success.
     max_lag=5,  # The paper's bound; the released configuration has none.
     driver='scheduler',
+    max_groups_in_flight=256,
+    max_groups_waiting=128,
+    deadline_secs=7_200.0,
+    zero_signal='keep',  # As published: they still have the entropy bonus.
+    mask_truncated=False,
   )
   config.sampling = dict(
     temperature=0.8,
@@ -100,21 +110,71 @@ def grpo() -> ConfigDict:
     top_k=0,
     max_tokens=49_152,  # The paper rounds to 50,000.
   )
+  config.sampler = dict(
+    placement='remote',
+    data=-1,
+    tensor=1,
+    urls=('http://localhost:8001/v1',),
+    model='policy',
+    api_key_env='',
+    connect_secs=10.0,
+    load_secs=600.0,
+    max_attempts=4,
+    max_weight_versions=3,
+  )
+  config.engine = dict(
+    num_slots=64,
+    page_size=128,
+    # 10,240 tokens a slot on average: 94 GB of cache in bfloat16, as much as
+    # eight chips of 16 GB hold besides the weights.
+    num_pages=5_120,
+    steps_per_chunk=8,
+    prefill_buckets=(256, 1_024, 4_096),
+    kv_dtype='bfloat16',
+  )
   config.judge = dict(
     base_url='http://localhost:8000/v1',
+    api_key_env='',
     model='openai/gpt-oss-20b',
     effort='medium',
     temperature=1.0,
+    max_tokens=81_920,
     template='proofbench_strict',
     with_reference=False,
+    replicas=1,
+    aggregate='median',
+    connect_secs=10.0,
+    deadline_secs=900.0,
+    max_attempts=4,  # Published as 3 and a score of 0, not as no score.
+    max_draws=2,
+    patience_secs=3600.0,
+    max_concurrency=512,  # 8 copies with 64 sequences each.
+    tokens_per_minute=0,
+    max_failures=32,
+    cooldown_secs=10.0,
+    usd_per_million_prompt=0.0,  # A server of our own.
+    usd_per_million_completion=0.0,
+  )
+  config.reward = dict(
+    points=(0, 1, 2, 3, 4, 5, 6, 7),
+    discount=1.0,
+    overlong_buffer_tokens=0,
+    truncated='graded',
   )
   config.loss = dict(
     advantage='mean_baseline',
+    z_score_eps=0.0,
+    z_score_ddof=0,
     kind='ppo',
     # A ratio in [-3, 5]: the lower bound never binds, and the upper only for
     # positive advantages. As published; see the arm `clip_higher`.
     clip_low=4.0,
     clip_high=4.0,
+    dual_clip=0.0,
+    correction='none',  # The ratio covers the sampler's rounding and its lag.
+    correction_low=0.0,
+    correction_high=0.0,
+    sequence_mean=False,
     entropy_coef=1e-4,
     kl_coef=0.0,
     kl_estimator='k3',
@@ -146,6 +206,45 @@ def grpo() -> ConfigDict:
     max_checkpoints=2,
     eval_interval_steps=0,
     max_skipped_steps=3,
+    wandb_project='',
+  )
+  config.evaluation = dict(
+    paths=(),
+    num_attempts=1,
+    temperature=0.8,  # What follows is as published.
+    top_p=0.95,
+    top_k=20,
+    max_tokens=49_152,
+  )
+  config.health = dict(
+    stall_secs=7_200.0,  # The longest rollout takes most of an hour.
+    inspect_interval_steps=10,
+    max_inspected_groups=2,
+    max_mismatch=0.1,
+    min_entropy=0.01,
+    max_ungraded_frac=0.2,
+    patience_steps=2,
+    max_dropped_groups=256,
+  )
+  return config
+
+
+def judging() -> ConfigDict:
+  """The judge that trains, compared with people on MathArena's contests."""
+  config = ConfigDict()
+  config.program = 'judge'
+  config.judge = grpo().judge
+  config.solutions = dict(
+    paths=('data/matharena-gradingbench/train.parquet',),
+    source='matharena',
+    columns=(),
+    malformed='refuse',
+  )
+  config.agreement = dict(
+    replicas=1,
+    own_solvers=(),
+    num_resamples=2_000,
+    seed=0,
   )
   return config
 

@@ -42,6 +42,18 @@ PROGRAMS = {
     'qed.sft:main',
     'supervised fine-tuning on teacher proofs',
   ),
+  'judge': (
+    'qed.judge:main',
+    'how far a judge agrees with people who graded the same proofs',
+  ),
+  'serve': (
+    'qed.serve:main',
+    "our engine as a server with OpenAI's API",
+  ),
+  'grpo': (
+    'qed.grpo:main',
+    'reinforcement learning on proofs that a judge grades',
+  ),
   'export': (
     'qed.hub:export_main',
     'a checkpoint -> a folder that transformers and vLLM load',
@@ -73,9 +85,17 @@ A first run, from published weights and back:
 
   qed import ~/models/Qwen3-4B-Thinking-2507 checkpoints/qwen3-4b-thinking-2507
   qed sft --config=experiments/sft_main.py --workdir=runs/sft
+  qed serve --checkpoint=runs/sft/checkpoints --port=8001
+  qed grpo --config=experiments/rl_main.py --workdir=runs/rl
   qed export runs/sft/checkpoints exports/my-prover
   qed plan --config=experiments/sft_main.py --topology=v5p:2x4x4
   qed report runs/sft
+
+How good a judge is, from gradings of your own (source=graded: statement,
+rubric, proof, human_score):
+
+  qed judge --config=experiments/judge_main.py --workdir=runs/judge \\
+    --config.solutions.source=graded --config.solutions.paths=graded.jsonl
 
 A config is a file of experiments/, one question each. Take one of its arms
 with a colon, and change single values with their dotted path:
@@ -181,7 +201,7 @@ def parse_config(
   *,
   run: type,
   usage: str,
-) -> config.SftConfig | config.GrpoConfig:
+) -> config.SftConfig | config.GrpoConfig | config.JudgeRunConfig:
   """Reads --config=FILE[:ARM], its overrides and the flags of a program.
 
   Args:

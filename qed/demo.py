@@ -24,16 +24,19 @@ from qed import cli, hub, sft
 _EXPERIMENT = (
   pathlib.Path(__file__).resolve().parents[1] / 'experiments/miniature_sft.py'
 )
-NUM_TRAINED, NUM_NEW = 64, 32
+NUM_TRAINED, NUM_NEW = 4_000, 32
+_NUM_STEPS = (1, 2, 3, 4)  # Of the chains that the teacher proves.
+_ERROR_RATE = 0.2  # Of a line of the teacher's.
+_PROMPT = '{{problem}}'  # As in the experiment.
 _MODEL = {
   'model_type': 'qwen3',
-  'hidden_size': 96,
-  'intermediate_size': 256,
+  'hidden_size': 64,
+  'intermediate_size': 192,
   'num_hidden_layers': 4,
   'num_attention_heads': 4,
   'num_key_value_heads': 2,
-  'head_dim': 24,
-  'rope_theta': 10_000.0,
+  'head_dim': 32,
+  'rope_theta': 100.0,  # Samples have at most 160 tokens.
   'rms_norm_eps': 1e-6,
   'tie_word_embeddings': True,
   'max_position_embeddings': 512,
@@ -79,31 +82,29 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _chains():
-  """Distinct chains of two and three steps: to train on, and new."""
+  """Distinct chains: to train on, and new."""
   import numpy as np
 
   from qed.miniature import problems
 
-  rng = np.random.default_rng(0)
-  chains = {}
-  while len(chains) < NUM_TRAINED + NUM_NEW:
-    chain = problems.draw(int(rng.integers(2, 4)), rng)
-    chains[problems.problem(chain).problem_id] = chain
-  chains = list(chains.values())
+  chains = problems.draw_distinct(
+    NUM_TRAINED + NUM_NEW, _NUM_STEPS, np.random.default_rng(0)
+  )
   return chains[:NUM_TRAINED], chains[NUM_TRAINED:]
 
 
 def _write_material(workdir: pathlib.Path, chains) -> None:
   """The model folder (random weights and tokenizer), then the traces."""
   import jax
+  import numpy as np
 
   from qed.data import problems as files
   from qed.data import tokenizer
   from qed.data.problems import Trace
-  from qed.data.templates import render
-  from qed.miniature import problems
+  from qed.miniature import problems, teacher
   from qed.models import hf, qwen3
 
+  rng = np.random.default_rng(1)
   traces = []
   for chain in chains:
     problem = problems.problem(chain)
@@ -112,13 +113,15 @@ def _write_material(workdir: pathlib.Path, chains) -> None:
         problem_id=problem.problem_id,
         statement=problem.statement,
         reasoning='',
-        proof=problem.reference,
+        proof=teacher.write(chain, rng, error_rate=_ERROR_RATE),
         source=problem.source,
       )
     )
-  texts = [render('prove', problem=trace.statement) for trace in traces]
   words = tokenizer.train_sentencepiece(
-    texts + [trace.proof for trace in traces], max_vocab_size=400
+    # The chat's roles are to be whole pieces, as the words of a problem are.
+    ['user\n', 'assistant\n'] * 100
+    + [f'{trace.statement}\n{trace.proof}' for trace in traces[:400]],
+    max_vocab_size=460,
   )
   words.save(workdir / 'tokenizer')
   config = qwen3.Config.from_hf(
@@ -166,7 +169,7 @@ def prove(folder: str, chains) -> tuple[list[str], float, float]:
   words = tokenizer.load(folder)
   prompts = []
   for chain in chains:
-    content = render('prove', problem=problems.problem(chain).statement)
+    content = render(_PROMPT, problem=problems.problem(chain).statement)
     prompts.append(
       chat.encode_chat(
         words, [Message(role='user', content=content)], style='instruct'

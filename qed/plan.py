@@ -77,7 +77,7 @@ def _flags() -> flags.FlagValues:
     'search',
     False,
     'try meshes, remat policies and rows per microbatch, and rank those that '
-    'fit; up to a dozen compilations',
+    'fit; often a dozen or two compilations',
     flag_values=values,
   )
   flags.DEFINE_string(
@@ -276,10 +276,8 @@ def _trace(
   )
   with_reference = False
   if run.program == 'grpo':
-    loss = dataclasses.asdict(run.loss)
-    del loss['advantage']  # Computed on the host.
-    settings['objective'] = steps.PolicyLoss(
-      temperature=run.sampling.temperature, **loss
+    settings['objective'] = steps.PolicyLoss.from_config(
+      run.loss, temperature=run.sampling.temperature
     )
     with_reference = run.loss.kl_coef > 0
   step = {'sft': steps.sft_step, 'grpo': steps.grpo_step}[run.program]

@@ -60,6 +60,7 @@ _MAY_CHANGE = (
   'training.max_checkpoints',
   'training.eval_interval_steps',
   'training.max_skipped_steps',
+  'training.wandb_project',
 )
 
 
@@ -150,8 +151,9 @@ def train(config: SftConfig, workdir: str) -> int:
 def _prepare(config: SftConfig, workdir: pathlib.Path) -> Run:
   """Reads everything but weights."""
   from qed.models import sharding
-  from qed.training import checkpoints, initial, optimizer, rundir
+  from qed.training import checkpoints, initial, metrics, optimizer, rundir
 
+  metrics.check_wandb(config.training.wandb_project)
   for line in rundir.start(
     workdir, dataclasses.asdict(config), may_change=_MAY_CHANGE
   ):
@@ -307,7 +309,11 @@ def _loop(
   batch = run.batches[done] if done < run.num_steps else None
   compiled = set()
   with (
-    metrics.Writer(run.workdir, first_step=done + 1) as writer,
+    metrics.Writer(
+      run.workdir,
+      first_step=done + 1,
+      wandb_project=run.config.training.wandb_project,
+    ) as writer,
     metrics.Progress(first_step=done, num_steps=run.num_steps) as progress,
   ):
     while done < run.num_steps:

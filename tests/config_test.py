@@ -12,7 +12,11 @@ from experiments import base
 from qed import config, schema
 from qed.config import ConfigError, GrpoConfig, SftConfig
 
-DEFAULTS = {'sft': base.sft().to_dict(), 'grpo': base.grpo().to_dict()}
+DEFAULTS = {
+  'sft': base.sft().to_dict(),
+  'grpo': base.grpo().to_dict(),
+  'judge': base.judging().to_dict(),
+}
 
 
 def changed(program: str, changes: dict) -> dict:
@@ -174,7 +178,7 @@ def test_all_problems_are_told_at_once():
 @pytest.mark.parametrize('program', [None, 'stf', ['sft'], 3])
 def test_an_unknown_program_is_refused(program):
   (problem,) = problems({**DEFAULTS['sft'], 'program': program})
-  assert "expected one of ['sft', 'grpo']" in problem
+  assert f'expected one of {[*config.RUNS]}' in problem
 
 
 # Path, values at the edge that are accepted, values beyond that are not.
@@ -216,10 +220,39 @@ BOUNDS = {
     ('judge.base_url', ['https://x'], ['localhost:80', '']),
     ('judge.model', ['x'], ['']),
     ('judge.temperature', [0.0], [-0.1]),
+    ('judge.max_tokens', [1], [0]),
+    ('judge.replicas', [1], [0]),
+    ('judge.connect_secs', [0.1], [0.0]),
+    ('judge.deadline_secs', [0.1], [0.0]),
+    ('judge.max_attempts', [1], [0]),
+    ('judge.max_draws', [1], [0]),
+    ('judge.patience_secs', [0.1], [0.0]),
+    ('judge.max_concurrency', [1], [0]),
+    ('judge.tokens_per_minute', [0], [-1]),
+    ('judge.max_failures', [1], [0]),
+    ('judge.cooldown_secs', [0.1], [0.0]),
+    ('judge.usd_per_million_prompt', [0.0], [-0.1]),
+    ('judge.usd_per_million_completion', [0.0], [-0.1]),
+    (
+      'reward.points',
+      [(0, 0, 0, 0, 0, 0, 0, 7), (7,) * 8],
+      [(0, 1, 2, 3, 4, 5, 6), (*range(7), 8), (-1, *range(1, 8)), (7, 0) * 4],
+    ),
+    ('reward.discount', [1.0, 0.999], [0.0, 1.1]),
+    ('reward.overlong_buffer_tokens', [0, 49_151], [-1]),
     ('loss.clip_low', [0.0], [-0.1]),
     ('loss.clip_high', [0.0], [-0.1]),
     ('loss.entropy_coef', [0.0], [-0.1]),
+    ('loss.z_score_eps', [0.0], [-0.1]),
+    ('loss.z_score_ddof', [0], [-1, 2]),
+    ('loss.dual_clip', [0.0], [-0.1]),
     ('loss.kl_coef', [0.0, 0.1], [-0.1]),
+  ],
+  'judge': [
+    ('solutions.paths', [('a', 'b')], [()]),
+    ('agreement.replicas', [1], [0]),
+    ('agreement.num_resamples', [1], [0]),
+    ('agreement.seed', [0], [-1]),
   ],
 }
 
@@ -349,6 +382,42 @@ COMBINATIONS = {
     'loss.kl_coef',
     "'k2'",
   ),
+  'an eps that nobody reads': (
+    'grpo',
+    {'loss.z_score_eps': 1e-4},
+    'loss.z_score_eps',
+    "'mean_baseline'",
+  ),
+  'a ddof that nobody reads': (
+    'grpo',
+    {'loss.z_score_ddof': 1},
+    'loss.z_score_ddof',
+    "'mean_baseline'",
+  ),
+  'a dual clip inside the clip': (
+    'grpo',
+    {'loss.dual_clip': 1.0},
+    'loss.dual_clip',
+    'above 1',
+  ),
+  'a dual clip that nobody reads': (
+    'grpo',
+    {'loss.dual_clip': 3.0, 'loss.kind': 'cispo'},
+    'loss.dual_clip',
+    "'cispo'",
+  ),
+  'a correction without its bounds': (
+    'grpo',
+    {'loss.correction': 'mask'},
+    'loss.correction_high',
+    'above loss.correction_low',
+  ),
+  'bounds without a correction': (
+    'grpo',
+    {'loss.correction_high': 2.0},
+    'loss.correction_high',
+    "'none'",
+  ),
   'RL from a truncated distribution': (
     'grpo',
     {'sampling.top_p': 0.95},
@@ -360,6 +429,12 @@ COMBINATIONS = {
     {'sampling.top_k': 20},
     'sampling.top_k',
     'whole distribution',
+  ),
+  'a penalty over more tokens than a completion has': (
+    'grpo',
+    {'reward.overlong_buffer_tokens': 49_152},
+    'reward.overlong_buffer_tokens',
+    'sampling.max_tokens = 49152',
   ),
   'RL from greedy rollouts': (
     'grpo',
@@ -391,6 +466,17 @@ def test_every_possible_neighbor_of_these_combinations_is_accepted():
     ('grpo', {'sampling.max_tokens': 49_153}),
     ('grpo', {'loss.normalizer': 'constant', 'loss.normalizer_constant': 9.0}),
     ('grpo', {'loss.kl_coef': 0.1, 'loss.kl_estimator': 'k2'}),
+    (
+      'grpo',
+      {
+        'loss.advantage': 'z_score',
+        'loss.z_score_eps': 1e-4,
+        'loss.z_score_ddof': 1,
+      },
+    ),
+    ('grpo', {'loss.dual_clip': 3.0, 'loss.kind': 'gspo'}),
+    ('grpo', {'loss.correction': 'truncate', 'loss.correction_high': 2.0}),
+    ('grpo', {'loss.sequence_mean': True}),
   ):
     config.build(changed(program, changes))
 
@@ -429,6 +515,7 @@ def test_what_the_config_lets_pass_always_fits_into_the_rows():
 
 
 def test_choices_are_those_of_the_code_that_reads_them():
+  from qed.grading import rubrics, solutions
   from qed.models import attention, qwen3
 
   choices = typing.get_type_hints(config.ModelConfig)
@@ -436,6 +523,10 @@ def test_choices_are_those_of_the_code_that_reads_them():
   assert set(typing.get_args(choices['remat'])) == set(qwen3.REMAT)
   kernels = {'auto', *attention.IMPLEMENTATIONS}
   assert set(typing.get_args(choices['attention'])) == kernels
+  judged = typing.get_type_hints(config.JudgeConfig)['template']
+  assert typing.get_args(judged) == rubrics.PROOF_TEMPLATES
+  sources = typing.get_type_hints(config.SolutionsConfig)['source']
+  assert typing.get_args(sources) == tuple(solutions.FORMATS)
 
 
 def test_packing_is_described_in_the_words_of_the_packer():

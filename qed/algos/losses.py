@@ -95,7 +95,7 @@ def policy_loss(
 
   Returns:
     float32 [B, T], and under `policy/` tokens, loss_sum, clipped_tokens (whose
-    gradient the clip took away, or whose weight it changed), and what `_drift`
+    gradient the clip took away, or whose weight it changed), and what `drift`
     reports of the token ratios.
 
   Raises:
@@ -128,10 +128,42 @@ def policy_loss(
     weights = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
     objective = weights * advantages * logprobs
   loss = jnp.where(mask, -objective, 0.0)
-  return loss, _drift(logprobs, behavior_logprobs, mask) | {
+  return loss, drift(logprobs, behavior_logprobs, mask) | {
     'policy/tokens': _count(mask),
     'policy/loss_sum': jnp.sum(loss),
     'policy/clipped_tokens': _count(mask & clipped),
+  }
+
+
+def drift(
+  logprobs: jax.Array, behavior_logprobs: jax.Array, mask: jax.Array
+) -> Metrics:
+  """How far π is from μ; without a lag log-ratios are 0 and ratios 1.
+
+  Args:
+    logprobs: float [B, T], under the policy.
+    behavior_logprobs: float [B, T], of the same tokens as they were drawn.
+    mask: bool [B, T].
+
+  Returns:
+    Under `policy/`, of tokens, whatever the kind of the loss: ratio_sum,
+    squared_ratio_sum (the effective sample size is the first squared over the
+    second), abs_log_ratio_sum, behavior_kl_sum (KL(μ ‖ π) by k3),
+    clamped_tokens and missing_logprobs.
+  """
+  mask, logprobs, behavior_logprobs = _on_mask(
+    mask, logprobs, behavior_logprobs
+  )
+  log_ratio = logprobs - behavior_logprobs
+  clamped = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+  ratio = jnp.where(mask, jnp.exp(clamped), 0.0)
+  return {
+    'policy/ratio_sum': jnp.sum(ratio),
+    'policy/squared_ratio_sum': jnp.sum(ratio**2),
+    'policy/abs_log_ratio_sum': jnp.sum(jnp.abs(log_ratio)),
+    'policy/behavior_kl_sum': jnp.sum(jnp.expm1(clamped) - clamped),
+    'policy/clamped_tokens': _count(jnp.abs(log_ratio) > MAX_LOG_RATIO),
+    'policy/missing_logprobs': _count(jnp.isnan(behavior_logprobs)),
   }
 
 
@@ -369,25 +401,6 @@ def _clip_objective(ratio, advantages, *, low, high, dual_clip):
     objective = jnp.where(floored, floor, objective)
     clipped |= floored
   return objective, clipped
-
-
-def _drift(logprobs, behavior_logprobs, mask):
-  """How far π is from μ; without a lag log-ratios are 0 and ratios 1.
-
-  Of tokens, whatever the kind of the loss: `behavior_kl_sum` is KL(μ ‖ π) by
-  k3, and the effective sample size is ratio_sum² / squared_ratio_sum.
-  """
-  log_ratio = logprobs - behavior_logprobs
-  clamped = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-  ratio = jnp.where(mask, jnp.exp(clamped), 0.0)
-  return {
-    'policy/ratio_sum': jnp.sum(ratio),
-    'policy/squared_ratio_sum': jnp.sum(ratio**2),
-    'policy/abs_log_ratio_sum': jnp.sum(jnp.abs(log_ratio)),
-    'policy/behavior_kl_sum': jnp.sum(jnp.expm1(clamped) - clamped),
-    'policy/clamped_tokens': _count(jnp.abs(log_ratio) > MAX_LOG_RATIO),
-    'policy/missing_logprobs': _count(jnp.isnan(behavior_logprobs)),
-  }
 
 
 def _segment_table(values, segment_ids):

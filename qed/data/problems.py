@@ -71,6 +71,11 @@ MISPRINTS = {
   ),
 }
 
+# Benchmarks whose terms forbid training, by a word that their source, dataset
+# or file is called after (in small letters, without signs). Neither of the
+# readers of training data below takes them; `qed judge` does.
+EVALUATION_ONLY = ('qedbench',)
+
 _NUM_SKIPS_TOLD = 5
 _PARQUET_BATCH_ROWS = 64  # A trace may weigh half a megabyte.
 
@@ -129,14 +134,15 @@ def load_problems(
     The problems in file order, and the report.
 
   Raises:
-    ValueError: A malformed line under 'refuse', a repeated problem_id (under
-      either), a file that cannot be parsed further, or nothing readable.
+    ValueError: A malformed line under 'refuse', a repeated problem_id or a
+      problem of a benchmark in `EVALUATION_ONLY` (under either), a file that
+      cannot be parsed further, or nothing readable.
     ImportError: A parquet file without pyarrow.
   """
   report = ReadReport()
   problems: list[Problem] = []
   first_place: dict[str, str] = {}
-  for place, problem in _records(
+  for place, problem in read_records(
     paths, PROBLEM_COLUMNS, _problem, malformed=malformed, report=report
   ):
     if problem.problem_id in first_place:
@@ -164,7 +170,7 @@ def stream_traces(
     and a report that it fills as it goes.
   """
   report = ReadReport()
-  records = _records(
+  records = read_records(
     paths, TRACE_COLUMNS, _trace, malformed=malformed, report=report
   )
   return (trace for _, trace in records), report
@@ -209,7 +215,7 @@ def rubric_text(items: Sequence[Mapping[str, Any]]) -> str:
     with _naming(f'item {number}'):
       if not isinstance(item, Mapping):
         raise ValueError(f'expected a dictionary, got {reprlib.repr(item)}')
-      line = _Line(item, RUBRIC_ITEM_KEYS)
+      line = Line(item, RUBRIC_ITEM_KEYS)
       title = line.text('title')
       points = line.number('points', 0, 7)
       if points is None:
@@ -221,7 +227,7 @@ def rubric_text(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _problem(row: _Row) -> Problem:
-  line = _Line(row, PROBLEM_COLUMNS)
+  line = Line(row, PROBLEM_COLUMNS)
   statement = line.text('statement')
   rubric = line.value('rubric')
   if isinstance(rubric, list):
@@ -243,7 +249,7 @@ def _problem(row: _Row) -> Problem:
 
 
 def _trace(row: _Row) -> Trace:
-  line = _Line(row, TRACE_COLUMNS)
+  line = Line(row, TRACE_COLUMNS)
   statement = line.text('statement')
   score = line.number('score', 0, 7)
   if score is not None and not score.is_integer():
@@ -267,8 +273,8 @@ _REQUIRED = object()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Line:
-  """One row under one of the tables above."""
+class Line:
+  """One row under a table of columns, such as those above."""
 
   row: _Row
   columns: Mapping[str, Sequence[str]]
@@ -328,15 +334,29 @@ def _naming(where: str) -> Iterator[None]:
     raise ValueError(f'{where}: {error}') from None
 
 
-def _records(
+def read_records(
   paths: Sequence[Path],
   columns: Mapping[str, Sequence[str]],
-  convert: Callable[[_Row], _Record],
+  convert: Callable[[Mapping[str, Any]], _Record],
   *,
   malformed: OnMalformed,
   report: ReadReport,
+  for_training: bool = True,
 ) -> Iterator[tuple[str, _Record]]:
-  """Checks the request at once, then yields (place, record) lazily."""
+  """Checks the request at once, then yields (place, record) lazily.
+
+  Args:
+    paths: Files, read in this order.
+    columns: Field -> columns that may hold it.
+    convert: A row -> a record; a ValueError says that it is malformed. `Line`
+      reads a row's fields.
+    malformed: As in `load_problems`.
+    report: Filled as the records are read.
+    for_training: Refuses the benchmarks in `EVALUATION_ONLY`.
+
+  Raises:
+    ValueError, FileNotFoundError: As `load_problems`.
+  """
   if malformed not in ('skip', 'refuse'):
     raise ValueError(
       f"malformed: expected 'skip' or 'refuse', got {malformed!r}."
@@ -356,6 +376,8 @@ def _records(
   def read() -> Iterator[tuple[str, _Record]]:
     for file in files:
       for place, row in _rows(file, known, report):
+        if for_training:
+          _refuse_evaluation_only(place, file, row)
         try:
           if isinstance(row, ValueError):
             raise row
@@ -379,6 +401,24 @@ def _records(
       )
 
   return read()
+
+
+def _refuse_evaluation_only(
+  place: str, file: pathlib.Path, row: _Row | ValueError
+) -> None:
+  """Raises if a row may be evaluated on but never trained on."""
+  names = [file.name]
+  if not isinstance(row, ValueError):
+    keys = ('source', 'dataset', 'benchmark')
+    names += [str(row[key]) for key in row if str(key).lower() in keys]
+  for name in names:
+    letters = ''.join(filter(str.isalnum, name.lower()))
+    for benchmark in EVALUATION_ONLY:
+      if benchmark in letters:
+        raise ValueError(
+          f'{place}: expected data that may be trained on, got {name!r}, whose '
+          'terms allow evaluation only. `qed judge` reads it.'
+        )
 
 
 def _rows(

@@ -9,15 +9,35 @@ The texts are in texts/NAME.md:
 
   prove    {{problem}}   asks for a complete proof
   answer   {{problem}}   asks for a boxed final answer
+  judge_*  for judges: see qed/grading/rubrics.py
+
+A text that must not speak for itself, such as a proof that a judge reads, is
+put between two marker lines (`fence`). Their code is a hash of the text, which
+its author cannot foresee; and what would read as a verdict, a marker or a
+control token loses its opening bracket, so that no text holds the line that
+ends it.
 """
 
 import difflib
 import functools
+import hashlib
 import importlib.resources
 import re
 
 _SLOT = re.compile(r'\{\{([a-z][a-z0-9_]*)\}\}')
 _NAME = re.compile(r'[A-Za-z0-9_-]+')
+_LABEL = re.compile(r'[a-z]+')
+_CODE = r'[0-9a-f]{12}'
+# Opening brackets of tags that a judge writes, of markers, and of the control
+# tokens of the usual chat formats. Wider than what any reader of verdicts
+# accepts: white space and letters of any alphabet count here.
+_MARKUP = re.compile(
+  r'<(?=\s*/?\s*(?:score|assessment|errors|summary|verification|think)[^<>]*>'
+  rf'|\s*/?\s*[a-z]+-{_CODE}\s*>'
+  r'|[|｜][^\s<>]{1,60}[|｜]>'
+  r'|/?s>|(?:start|end)_of_turn>)',
+  re.IGNORECASE,
+)
 
 
 @functools.cache
@@ -77,6 +97,60 @@ def render(template: str, **fields: str) -> str:
         f'{value!r}'
       )
   return _SLOT.sub(lambda slot: fields[slot[1]], _resolve(template))
+
+
+def fence(label: str, text: str) -> str:
+  """Returns a text between marker lines that it cannot contain.
+
+    <proof-0123456789ab>
+    Let n = 2k ...
+    </proof-0123456789ab>
+
+  `‹` takes the place of `<` where it opens a tag that a judge writes, a marker
+  or a control token (`<score>`, `</proof-0123456789ab>`, `<|im_end|>`), so that
+  a judge who quotes from the text gives no verdict by it. All else is verbatim.
+
+  Args:
+    label: what the text is, in small letters.
+    text: anything.
+
+  Raises:
+    ValueError: the label has other characters.
+  """
+  if not _LABEL.fullmatch(label):
+    raise ValueError(f'expected a label in small letters, got {label!r}')
+  text = _MARKUP.sub('‹', text)
+  marker = f'{label}-{_code(label, text)}'
+  return f'<{marker}>\n{text}\n</{marker}>'
+
+
+def fence_marker(fenced: str) -> str:
+  """Returns the marker of what `fence` returned: 'proof-0123456789ab'."""
+  return fenced[1 : fenced.index('>')]
+
+
+def unfence(label: str, text: str) -> str:
+  """Returns the first text that stands fenced under a label inside another.
+
+  The inverse of `fence`, but for the brackets that it replaced.
+
+  Raises:
+    ValueError: there is none.
+  """
+  for opening in re.finditer(rf'^<({label}-{_CODE})>\n', text, re.MULTILINE):
+    inside, closing, _ = text[opening.end() :].partition(f'\n</{opening[1]}>')
+    if closing and opening[1] == f'{label}-{_code(label, inside)}':
+      return inside
+  raise ValueError(
+    f'expected a text between <{label}-...> and </{label}-...>, got '
+    f'{text[:60]!r}...'
+  )
+
+
+def _code(label: str, text: str) -> str:
+  """Twelve hexadecimal digits that depend on the label and the text."""
+  content = f'{label}\0{text}'.encode('utf-8', 'surrogatepass')
+  return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _resolve(template: str) -> str:

@@ -1,36 +1,52 @@
 """Chains of modular arithmetic, with their proofs: the smallest theorems.
 
-A problem gives a start and one operation per step, all modulo a small number,
-and asks to prove the last value. A proof is one line per step and a conclusion:
+A problem gives a start and one rule per step, all modulo a small number, and
+asks to prove the last value. Values are named by consecutive letters, from any
+letter on, so that short chains show every name. A proof derives one value per
+line (rule, operands, value) and concludes:
 
-    Work modulo 7. x0 = 3, x1 = x0 * 2, x2 = x1 + 5. Prove that x2 = 4.
+    Work modulo 5.        e=d*2=3*2=1
+    d=3                   f=e+4=1+4=0
+    e=d*2                 Hence f=0.
+    f=e+4
+    Prove that f=0.
 
-    x1 = 3 * 2 = 6
-    x2 = 6 + 5 = 4
-    Hence x2 = 4.
+The statement says all there is to know: `parse` gets the chain back from it.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
+import string
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from qed.types import Problem
 
-MODULUS = 7
-_MAX_POINTS = 7
+MODULUS = 5
+MAX_STEPS = len(string.ascii_lowercase) - 1
+MAX_POINTS = 7
+
+_STATEMENT = re.compile(
+  rf'Work modulo {MODULUS}\.\n'
+  r'([a-z])=([0-9])\n((?:[a-z]=[a-z][*+][0-9]\n)+)'
+  r'Prove that [a-z]=[0-9]\.'
+)
 
 
 class Chain(NamedTuple):
-  """x[0] = start and x[i + 1] = x[i] op constant, modulo MODULUS."""
+  """value[0] = start and value[i + 1] = value[i] op constant, mod MODULUS."""
 
   start: int
   steps: tuple[tuple[str, int], ...]  # ('*' or '+', constant)
+  first: str = 'a'  # The name of the start; the others follow it.
 
   @property
   def values(self) -> list[int]:
-    """x[0], x[1], ... x[number of steps]."""
+    """Of the start and after every step."""
     values = [self.start]
     for operation, constant in self.steps:
       last = values[-1]
@@ -38,65 +54,155 @@ class Chain(NamedTuple):
       values.append(value % MODULUS)
     return values
 
+  @property
+  def names(self) -> str:
+    """One letter for each value."""
+    first = string.ascii_lowercase.index(self.first)
+    return string.ascii_lowercase[first : first + len(self.steps) + 1]
+
+  @property
+  def points(self) -> list[int]:
+    """What the rubric gives for each step; they add up to `MAX_POINTS`."""
+    count = len(self.steps)
+    reached = [MAX_POINTS * i // count for i in range(count + 1)]
+    return [b - a for a, b in itertools.pairwise(reached)]
+
 
 def draw(num_steps: int, rng: np.random.Generator) -> Chain:
-  """A random chain whose multiplications never lose information."""
+  """A random chain in which no step loses or keeps a value.
+
+  Args:
+    num_steps: 1 to `MAX_STEPS`.
+    rng: advanced.
+
+  Raises:
+    ValueError: another number of steps.
+  """
+  if not 1 <= num_steps <= MAX_STEPS:
+    raise ValueError(
+      f'num_steps: expected 1 to {MAX_STEPS}, since values are named by '
+      f'letters, got {num_steps}'
+    )
+  operations = rng.integers(2, size=num_steps)
   return Chain(
     start=int(rng.integers(MODULUS)),
     steps=tuple(
-      (
-        str(rng.choice(['*', '+'])),
-        int(rng.integers(2, MODULUS)),
-      )
-      for _ in range(num_steps)
+      ('+', int(rng.integers(1, MODULUS)))
+      if is_sum
+      else ('*', int(rng.integers(2, MODULUS)))
+      for is_sum in operations
     ),
+    first=string.ascii_lowercase[rng.integers(MAX_STEPS - num_steps + 1)],
+  )
+
+
+def draw_distinct(
+  num_chains: int, num_steps: Sequence[int], rng: np.random.Generator
+) -> list[Chain]:
+  """Different chains, whose numbers of steps take turns.
+
+  Raises:
+    ValueError: there are hardly so many chains that short.
+  """
+  chains: dict[Chain, None] = {}
+  for _ in range(3 * num_chains + 1000):
+    if len(chains) == num_chains:
+      return list(chains)
+    chains[draw(num_steps[len(chains) % len(num_steps)], rng)] = None
+  raise ValueError(
+    f'expected {num_chains} different chains of {tuple(num_steps)} steps, '
+    f'found {len(chains)}; ask for fewer, or for longer ones'
   )
 
 
 def problem(chain: Chain) -> Problem:
-  """The chain as a problem, with a rubric whose points add up to 7."""
-  rules = ''.join(
-    f', x{i} = x{i - 1} {operation} {constant}'
-    for i, (operation, constant) in enumerate(chain.steps, 1)
+  """The chain as a problem, with a rubric and a reference proof."""
+  start, *rules = (
+    f'{name}={rule}'
+    for name, rule in zip(chain.names, _rules(chain), strict=True)
   )
-  last = len(chain.steps)
-  statement = (
-    f'Work modulo {MODULUS}. x0 = {chain.start}{rules}. '
-    f'Prove that x{last} = {chain.values[-1]}.'
-  )
+  claim = f'{chain.names[-1]}={chain.values[-1]}'
+  lines = [f'Work modulo {MODULUS}.', start, *rules, f'Prove that {claim}.']
   return Problem(
-    problem_id=f'chain-{chain.start}-'
-    + '-'.join(f'{operation}{constant}' for operation, constant in chain.steps),
-    statement=statement,
+    problem_id='-'.join(['chain', start, *(rule[2:] for rule in rules)]),
+    statement='\n'.join(lines),
     rubric=_rubric(chain),
     reference=proof(chain),
     source='miniature',
   )
 
 
-def proof(chain: Chain) -> str:
-  """The proof: a line per step and the conclusion."""
-  values = chain.values
+def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
+  """The proof: a line per step, and the conclusion.
+
+  Args:
+    chain: what it is about.
+    values: those that the lines derive, from the start on, in place of the
+      right ones; the conclusion stays that of the problem.
+  """
+  names, claim = chain.names, chain.values[-1]
+  _, *rules = _rules(chain)
+  derived = chain.values if values is None else values
   lines = [
-    f'x{i} = {values[i - 1]} {operation} {constant} = {values[i]}'
-    for i, (operation, constant) in enumerate(chain.steps, 1)
+    f'{name}={rule}={last}{rule[1:]}={value}'
+    for name, rule, (last, value) in zip(
+      names[1:], rules, itertools.pairwise(derived), strict=True
+    )
   ]
-  last = len(chain.steps)
-  return '\n'.join([*lines, f'Hence x{last} = {values[-1]}.'])
+  return '\n'.join([*lines, f'Hence {names[-1]}={claim}.'])
+
+
+def parse(statement: str) -> Chain:
+  """The chain that a statement is about.
+
+  Raises:
+    ValueError: it is not, to the letter, the statement of a chain.
+  """
+  match = _STATEMENT.fullmatch(statement)
+  if match:
+    first, start, rules = match.groups()
+    chain = Chain(
+      start=int(start),
+      steps=tuple((rule[3], int(rule[4:])) for rule in rules.splitlines()),
+      first=first,
+    )
+    # The right names in the right order, and a true claim.
+    if (
+      len(chain.names) == len(chain.steps) + 1
+      and problem(chain).statement == statement
+    ):
+      return chain
+  raise ValueError(
+    f'expected the statement of a chain modulo {MODULUS}, as '
+    f'qed.miniature.problems writes it, got {statement[:80]!r}'
+  )
+
+
+def _rules(chain: Chain) -> list[str]:
+  """The right-hand sides: the start, then a rule per step."""
+  steps = zip(chain.names, chain.steps, strict=False)
+  return [
+    str(chain.start),
+    *(f'{last}{operation}{constant}' for last, (operation, constant) in steps),
+  ]
 
 
 def _rubric(chain: Chain) -> str:
-  """Seven points spread over the steps; the earlier steps get the remainder."""
-  count = len(chain.steps)
-  share, extra = divmod(_MAX_POINTS, count)
-  lines = ['Checkpoints (7 points in total):']
+  """Points spread over the steps, and what is worth nothing or taken off."""
+  lines = [f'Checkpoints ({MAX_POINTS} points in total):']
+  rows = zip(
+    chain.points, chain.names[1:], chain.names, chain.values[1:], strict=False
+  )
   lines += [
-    f'- {share + (i <= extra)} points: x{i} = {chain.values[i]} is derived '
-    f'from x{i - 1}'
-    for i in range(1, count + 1)
+    f'- {points} points: {name}={value} is derived from {last} by its rule, '
+    'and so is everything before it'
+    for points, name, last, value in rows
+    if points
   ]
   lines += [
-    'Zero credit: repeating the statement; a value without its step.',
-    'Deductions: -1 if the conclusion is missing.',
+    'Zero credit: repeating the statement; a value without its rule; whatever '
+    'comes after a false line.',
+    'Deductions: -1 if the conclusion is missing or is not the last line; -1 '
+    'if there is any line that is no part of the proof.',
   ]
   return '\n'.join(lines)

@@ -147,6 +147,37 @@ def attend_cache(
   )
 
 
+def attend_heads(
+  q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array
+) -> jax.Array:
+  """Attention of one new token per slot over a cache that holds it already.
+
+  Args:
+    q: [B, 1, N, H] rotated queries.
+    k: [B, K, S, H] rotated keys; entry s is the token at position s.
+    v: [B, K, S, H] values.
+    positions: int32 [B], of the tokens; what lies beyond is not seen.
+
+  Returns:
+    [B, 1, N, H] in q's dtype.
+  """
+  B, _, N, H = q.shape
+  K, S = k.shape[1:3]
+  scores = jnp.einsum(
+    'bkrh,bksh->bkrs',
+    q.reshape(B, K, N // K, H),
+    k,
+    preferred_element_type=jnp.float32,
+  )
+  visible = jnp.arange(S)[None] <= positions[:, None]
+  scores = jnp.where(visible[:, None, None], scores * H**-0.5, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  out = jnp.einsum(
+    'bkrs,bksh->bkrh', weights, v, preferred_element_type=jnp.float32
+  )
+  return out.reshape(B, 1, N, H).astype(q.dtype)
+
+
 def dense(
   q,
   k,
@@ -273,10 +304,28 @@ def _scores(q_block, k_block, query_block, key_block):
   scores = jnp.einsum(
     'bkrth,bksh->bkrts', q_block, k_block, preferred_element_type=jnp.float32
   )
-  bias = jnp.where(_visible(*query_block, *key_block), 0.0, MASKED)
-  # One bias serves all heads: without the barrier XLA would compare positions
-  # again for every score, which doubles the time on CPU.
-  return scores + jax.lax.optimization_barrier(bias)[:, None, None]
+  return scores + _bias(query_block, key_block)[:, None, None]
+
+
+def _bias(query_block, key_block):
+  """Float32 [B, block, block]: 0 where a query sees a key, else MASKED.
+
+  One bias serves all heads. The condition saves the comparisons where every
+  query sees every key; and XLA on CPU would make them again for each score and
+  head, at several times the cost of the softmax, did they not end in one.
+  """
+
+  def compare():
+    return jnp.where(_visible(*query_block, *key_block), 0.0, MASKED)
+
+  def zeros():
+    return jnp.zeros(query_block.shape[1:] + key_block.shape[2:], jnp.float32)
+
+  segments = jnp.stack([query_block[1], key_block[1]])
+  sees_all = (query_block[0].min() >= key_block[0].max()) & (
+    segments.min() == segments.max()
+  )
+  return jax.lax.cond(sees_all, zeros, compare)
 
 
 def _flash_forward(q, k, v, queries, keys):
@@ -355,8 +404,10 @@ def _flash_backward(residuals, d_out):
         k_block,
         preferred_element_type=jnp.float32,
       )
-      dk = _add_block(dk, j, 'bkrts,bkrth->bksh', d_scores, q_block)
-      dv = _add_block(dv, j, 'bkrts,bkrth->bksh', weights, d_block)
+      # Transposed, with the block of scores on the right: on the left it would
+      # be computed again, down its columns, by XLA on CPU.
+      dk = _add_block(dk, j, 'bkrth,bkrts->bkhs', q_block, d_scores)
+      dv = _add_block(dv, j, 'bkrth,bkrts->bkhs', d_block, weights)
       return dq, dk, dv
 
     dk, dv = carry
@@ -366,18 +417,19 @@ def _flash_backward(residuals, d_out):
     )
     return (dk, dv), dq.astype(q.dtype)
 
-  zeros = jnp.zeros(k.shape, jnp.float32)
+  zeros = jnp.zeros(jnp.swapaxes(k, 2, 3).shape, jnp.float32)
   (dk, dv), dq = jax.lax.scan(
     query_block, (zeros, zeros), jnp.arange(q.shape[3] // BLOCK_SIZE)
   )
   dq = jnp.moveaxis(dq, 0, 3).reshape(q.shape)
+  dk, dv = jnp.swapaxes(dk, 2, 3), jnp.swapaxes(dv, 2, 3)
   return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 def _add_block(total, index, equation, a, b):
   update = jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
   return jax.lax.dynamic_update_slice_in_dim(
-    total, _block(total, index, 2) + update, index * BLOCK_SIZE, 2
+    total, _block(total, index, 3) + update, index * BLOCK_SIZE, 3
   )
 
 

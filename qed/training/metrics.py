@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, a progress line, MFU.
+"""What a run reports: metrics.jsonl and its mirrors, a progress line, MFU.
 
 metrics.jsonl is the truth: one line per step, flushed as it is written, and
 never changed. A run that resumes repeats the steps since its checkpoint, so the
@@ -9,12 +9,14 @@ named `time/...`; all others are the same however often a run was interrupted.
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import math
 import os
 import pathlib
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,21 +38,42 @@ PEAK_FLOPS = {
 _PLAIN_LINE_SECS = 10.0
 
 
+def check_wandb(project: str) -> None:
+  """Makes sure that there is what a `Writer` with this project needs.
+
+  Raises:
+    ValueError: a project, and no package wandb.
+  """
+  if project and importlib.util.find_spec('wandb') is None:
+    raise ValueError(
+      f'training.wandb_project = {project!r}: the package wandb is missing; '
+      "install it (pip install 'qed[wandb]'), or set the project to ''"
+    )
+
+
 class Writer:
   """Appends to metrics.jsonl and mirrors it for TensorBoard; a context.
 
   Only process 0 writes; the others may call and nothing happens.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], *, first_step: int):
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    *,
+    first_step: int,
+    wandb_project: str = '',
+  ):
     """Opens the files of a run directory.
 
     Args:
       workdir: receives metrics.jsonl and tensorboard/.
       first_step: the first that will be written, after which TensorBoard
         forgets what an earlier start of the run told it.
+      wandb_project: of Weights & Biases, to be told as well; '' for none. It
+        keeps what it heard first of a step that is repeated.
     """
-    self._file = self._board = None
+    self._file = self._board = self._wandb = None
     if jax.process_index():
       return
     from tensorboardX import SummaryWriter  # Slow to import, and only here.
@@ -63,6 +86,17 @@ class Writer:
     self._board = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=first_step
     )
+    if wandb_project:
+      import wandb
+
+      place = str(workdir.resolve())  # The same run when it goes on.
+      self._wandb = wandb.init(
+        project=wandb_project,
+        name=workdir.name,
+        id=f'{zlib.crc32(place.encode()):08x}',
+        resume='allow',
+        dir=place,
+      )
 
   def __enter__(self) -> Writer:
     return self
@@ -71,6 +105,8 @@ class Writer:
     if self._file is not None:
       self._file.close()
       self._board.close()
+    if self._wandb is not None:
+      self._wandb.finish()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line; a number that is not finite becomes null."""
@@ -82,6 +118,8 @@ class Writer:
     self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(dict(values), step=step)
 
 
 def read(path: str | os.PathLike[str]) -> dict[int, dict[str, float]]:

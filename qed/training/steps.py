@@ -56,12 +56,24 @@ class PolicyLoss:
   kind: Literal['ppo', 'reinforce', 'cispo', 'gspo']
   clip_low: float
   clip_high: float
+  dual_clip: float  # 0 for none.
+  correction: Literal['none', 'truncate', 'mask']
+  correction_low: float
+  correction_high: float
+  sequence_mean: bool
   entropy_coef: float
   kl_coef: float  # 0: the batch needs no reference log-probabilities.
   kl_estimator: Literal['k1', 'k2', 'k3']
   normalizer: Literal['sequences', 'tokens', 'constant']
   normalizer_constant: float  # Tokens per sequence; 0 but for 'constant'.
   temperature: float  # The sampler's.
+
+  @classmethod
+  def from_config(cls, loss: Any, *, temperature: float) -> PolicyLoss:
+    """Of a config.LossConfig, whose other fields are the host's to read."""
+    names = {field.name for field in dataclasses.fields(cls)} - {'temperature'}
+    values = {name: getattr(loss, name) for name in names}
+    return cls(temperature=temperature, **values)
 
 
 # Losses: of one microbatch [B, T], summed.
@@ -120,16 +132,7 @@ def grpo_loss(
     compute=compute,
     temperature=objective.temperature,
   )
-  loss, metrics = losses.policy_loss(
-    logprobs,
-    batch.behavior_logprobs,
-    batch.advantages,
-    mask,
-    packed.segment_ids,
-    kind=objective.kind,
-    clip_low=objective.clip_low,
-    clip_high=objective.clip_high,
-  )
+  loss, metrics = _policy_term(logprobs, batch, objective)
   bonus, entropy_metrics = losses.entropy_bonus(entropy, mask)
   loss += objective.entropy_coef * bonus
   metrics |= entropy_metrics
@@ -147,7 +150,50 @@ def grpo_loss(
     )
     loss += objective.kl_coef * penalty
     metrics |= kl_metrics
+  if objective.sequence_mean:
+    loss *= losses.sequence_weights(mask, packed.segment_ids)
   return jnp.sum(loss), metrics
+
+
+def _policy_term(
+  logprobs: jax.Array, batch: GrpoBatch, objective: PolicyLoss
+) -> tuple[jax.Array, Metrics]:
+  """The policy loss, float32 [B, T], and its metrics.
+
+  A correction takes the policy at the start of the step as the old one, which
+  is the present one, since a batch makes one update: the weights then hold all
+  that lies between it and the sampler, lag as well as rounding.
+  """
+  behavior, mask = batch.behavior_logprobs, batch.packed.loss_mask
+  is_corrected = objective.correction != 'none'
+  loss, metrics = losses.policy_loss(
+    logprobs,
+    jax.lax.stop_gradient(logprobs) if is_corrected else behavior,
+    batch.advantages,
+    mask,
+    batch.packed.segment_ids,
+    kind=objective.kind,
+    clip_low=objective.clip_low,
+    clip_high=objective.clip_high,
+    dual_clip=objective.dual_clip or None,
+  )
+  if not is_corrected:
+    return loss, metrics
+  weights, weight_metrics = losses.importance_weights(
+    logprobs,
+    behavior,
+    mask,
+    kind=objective.correction,
+    low=objective.correction_low,
+    high=objective.correction_high,
+  )
+  loss *= weights
+  return loss, {
+    **metrics,
+    **losses.drift(logprobs, behavior, mask),
+    **weight_metrics,
+    'policy/loss_sum': jnp.sum(loss),
+  }
 
 
 def _token_logprobs(

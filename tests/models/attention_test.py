@@ -60,6 +60,8 @@ LENGTHS = {
   'many samples': ((5, 1, 27, 16, 21), (33, 31, 2)),
   'edges of blocks': ((16, 32, 22), (15, 17, 1, 37)),
   'padding': ((3, 20), (1,)),
+  # Later blocks are beyond every position of a block with a piece of another.
+  'a long one after a short one': ((5, 65), (7, 63)),
 }
 
 

@@ -482,3 +482,16 @@ def test_a_profile_reads_in_the_words_of_the_paper():
   for scope in ('embedding', 'attention', 'mlp'):
     assert f'/{scope}/' in text or f'{scope}/' in text
   assert attention.SAVED == 'attention'
+
+
+def test_the_gate_s_derivative_is_that_of_silu_everywhere():
+  gate = np.array([-200.0, -30.0, -2.0, -1e-3, 0.0, 0.5, 3.0, 30.0, 200.0])
+  up = np.linspace(-2, 2, gate.size)
+  with np.errstate(over='ignore'):
+    sigmoid = 1 / (1 + np.exp(-gate))
+  expected = up * sigmoid * (1 + gate * (1 - sigmoid)), gate * sigmoid
+  found = jax.grad(lambda g, u: qwen3._gated(g, u).sum(), argnums=(0, 1))(
+    jnp.float32(gate), jnp.float32(up)
+  )
+  for x, y in zip(found, expected, strict=True):
+    np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-12)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import numpy as np
@@ -38,6 +39,49 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     line = (tmp_path / 'metrics.jsonl').read_text()
     assert json.loads(line) == {'step': 1, 'loss': 0.5}
     assert line.endswith('\n')
+
+
+class Wandb:
+  """Remembers what it is told, as the package of that name."""
+
+  def __init__(self):
+    self.runs, self.logged, self.finished = [], [], 0
+
+  def init(self, **arguments):
+    self.runs.append(arguments)
+    return self
+
+  def log(self, values, *, step):
+    self.logged.append((step, values))
+
+  def finish(self):
+    self.finished += 1
+
+
+def test_a_project_is_told_the_same_and_knows_a_run_that_goes_on(
+  tmp_path, monkeypatch
+):
+  wandb = Wandb()
+  monkeypatch.setitem(sys.modules, 'wandb', wandb)
+  for workdir, step in ((tmp_path / 'a', 1), (tmp_path / 'a', 2)):
+    with Writer(workdir, first_step=step, wandb_project='p') as writer:
+      writer.write(step, {'loss': 0.5})
+  with Writer(tmp_path / 'b', first_step=1, wandb_project='p'):
+    pass
+  assert wandb.logged == [(1, {'loss': 0.5}), (2, {'loss': 0.5})]
+  assert wandb.finished == 3
+  first, second, other = wandb.runs
+  assert first == second
+  assert first['project'] == 'p'
+  assert first['resume'] == 'allow'
+  assert first['id'] != other['id']
+
+
+def test_a_project_without_the_package_is_refused(monkeypatch):
+  monkeypatch.setattr(metrics.importlib.util, 'find_spec', lambda name: None)
+  metrics.check_wandb('')
+  with pytest.raises(ValueError, match=r"pip install 'qed\[wandb\]'"):
+    metrics.check_wandb('p')
 
 
 def test_the_last_line_of_a_step_counts(tmp_path):

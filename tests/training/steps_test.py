@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import base
+from qed import config
 from qed.data import packing
 from qed.models import sharding, specs
 from qed.training import optimizer, steps
@@ -48,6 +50,11 @@ PPO = steps.PolicyLoss(
   kind='ppo',
   clip_low=0.2,
   clip_high=0.3,
+  dual_clip=0.0,
+  correction='none',
+  correction_low=0.0,
+  correction_high=0.0,
+  sequence_mean=False,
   entropy_coef=0.01,
   kl_coef=0.0,
   kl_estimator='k3',
@@ -509,7 +516,7 @@ def policy_terms(monkeypatch, batch=None, **changes):
   batch = GrpoBatch(
     packed=packed,
     behavior_logprobs=jnp.log(jnp.array([[0.25, 0.5, 0.5, 0.9]])),
-    advantages=jnp.array([[1.0, 1.0, 1.0, 0.0]]),
+    advantages=changes.pop('advantage', 1.0) * jnp.array([[1.0, 1, 1, 0]]),
     reference_logprobs=reference if changes.get('kl_coef') else None,
   )
   if changes.pop('loses_reference', False):
@@ -529,6 +536,22 @@ def policy_terms(monkeypatch, batch=None, **changes):
     ({'clip_high': 4.0}, -(2.0 + 0.5 + 1.0)),
     ({'kind': 'cispo', 'clip_low': 0.1, 'clip_high': 4.0}, None),
     ({'entropy_coef': 0.1}, -2.8 - 0.1 * 6),
+    # Advantages of -1 turn ratios 2, 1/2, 1 to losses; 0.8 is the lower bound.
+    ({'dual_clip': 1.5, 'advantage': -1.0}, 1.5 + 0.8 + 1.0),
+    # The ratio to the policy itself is 1; the weights are 2, 1/2, 1.
+    (
+      {
+        'correction': 'truncate',
+        'correction_low': 0.6,
+        'correction_high': 1.7,
+      },
+      -(1.7 + 0.6 + 1.0),
+    ),
+    (
+      {'correction': 'mask', 'correction_low': 0.6, 'correction_high': 2.5},
+      -(2.0 + 0.0 + 1.0),
+    ),
+    ({'sequence_mean': True, 'entropy_coef': 0.1}, (-2.8 - 0.1 * 6) / 3),
     # k2 = d² / 2 with d = log 2, 0, log 2.
     ({'kl_coef': 2.0, 'kl_estimator': 'k2'}, -2.8 + 2 * np.log(2) ** 2),
     # k3 = exp(-d) - 1 + d.
@@ -543,6 +566,53 @@ def test_every_term_of_the_policy_loss_counts(monkeypatch, changes, expected):
     expected = -(2 * np.log(0.5) + 0.9 * np.log(0.25) + np.log(0.5))
   loss, _, _ = policy_terms(monkeypatch, **changes)
   assert loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_correction_weights_the_gradient_and_not_the_ratio(monkeypatch):
+  """-w A ∇ log π with w of the sampler's log-probabilities; the clip is off."""
+
+  def loss(logprobs):
+    monkeypatch.setattr(
+      steps, '_token_logprobs', lambda *_, **__: (logprobs, 0.0 * logprobs)
+    )
+    objective = dataclasses.replace(
+      PPO,
+      entropy_coef=0.0,
+      correction='mask',
+      correction_low=0.6,
+      correction_high=2.5,
+    )
+    packed = PackedBatch(
+      *[jnp.zeros((1, 3), jnp.int32)] * 3,
+      segment_ids=jnp.ones((1, 3), jnp.int32),
+      loss_mask=jnp.ones((1, 3), bool),
+    )
+    behavior = jnp.log(jnp.array([[0.25, 0.5, 0.5]]))
+    batch = GrpoBatch(packed, behavior, jnp.array([[3.0, 5.0, -7.0]]), None)
+    return steps.grpo_loss(
+      {}, batch, model=MODEL, compute=make_compute(), objective=objective
+    )
+
+  logprobs = jnp.log(jnp.array([[0.5, 0.25, 0.5]]))
+  grads, metrics = jax.grad(loss, has_aux=True)(logprobs)
+  np.testing.assert_allclose(grads, [[-2.0 * 3, 0.0, 7.0]], rtol=1e-6)
+  # The ratios that are told are still those to the sampler.
+  assert metrics['policy/ratio_sum'] == pytest.approx(2 + 0.5 + 1)
+  assert metrics['policy/outside_tokens'] == 1
+  assert metrics['policy/loss_sum'] == pytest.approx(-2 * 3 + 7)
+
+
+def test_an_objective_takes_from_the_config_what_a_step_computes():
+  loss = config.build(base.grpo()).loss
+  objective = steps.PolicyLoss.from_config(loss, temperature=0.8)
+  assert (
+    dataclasses.asdict(objective).items()
+    <= (dataclasses.asdict(loss) | {'temperature': 0.8}).items()
+  )
+  host = {'advantage', 'z_score_eps', 'z_score_ddof'}
+  assert {f.name for f in dataclasses.fields(loss)} - host == {
+    f.name for f in dataclasses.fields(objective)
+  } - {'temperature'}
 
 
 def test_the_temperature_is_the_sampler_s(monkeypatch):

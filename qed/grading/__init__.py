@@ -1,0 +1,1 @@
+"""Scores of proofs: the judge, its verdicts on record, and rewards."""

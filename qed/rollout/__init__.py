@@ -1,0 +1,1 @@
+"""Generating text: sampling, the engine and what drives it."""

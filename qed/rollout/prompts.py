@@ -1,0 +1,147 @@
+"""Which problem comes next, and what it is drawn with.
+
+Group k of a run practises the problem at position k of an endless sequence: the
+problems in the order of a seeded permutation, then all of them again in the
+order of another. So the data cursor is one number, every epoch has every
+problem exactly once, and what a group samples, seeds included, depends on its
+number alone, however often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qed.types import Problem, Prompt
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Selection:
+  """The problems that a run practises on, and why not the others."""
+
+  problems: tuple[Problem, ...]
+  prompts: tuple[Prompt, ...]  # Of each problem.
+  num_too_long: int
+  num_too_easy: int
+  num_too_hard: int
+
+  def __str__(self) -> str:
+    return (
+      f'{len(self.problems)} problems; left out: {self.num_too_long} too long, '
+      f'{self.num_too_easy} too easy, {self.num_too_hard} too hard'
+    )
+
+
+def select(
+  problems: Sequence[Problem],
+  make_prompt: Callable[[Problem], Prompt],
+  *,
+  max_prompt_tokens: int,
+  min_difficulty: float,
+  max_difficulty: float,
+) -> Selection:
+  """Leaves out problems that are too long, too easy or too hard.
+
+  Args:
+    problems: all there are.
+    make_prompt: what the model is given of a problem.
+    max_prompt_tokens: of a prompt.
+    min_difficulty: of `Problem.difficulty`, the mean reward of the base model:
+      below it a problem is too hard. One of unknown difficulty stays.
+    max_difficulty: above it, too easy.
+
+  Raises:
+    ValueError: nothing remains.
+  """
+  kept, counts = [], {'long': 0, 'easy': 0, 'hard': 0}
+  for problem in problems:
+    prompt = make_prompt(problem)
+    difficulty = problem.difficulty
+    if len(prompt.token_ids) > max_prompt_tokens:
+      counts['long'] += 1
+    elif difficulty is not None and difficulty > max_difficulty:
+      counts['easy'] += 1
+    elif difficulty is not None and difficulty < min_difficulty:
+      counts['hard'] += 1
+    else:
+      kept.append((problem, prompt))
+  selection = Selection(
+    problems=tuple(problem for problem, _ in kept),
+    prompts=tuple(prompt for _, prompt in kept),
+    num_too_long=counts['long'],
+    num_too_easy=counts['easy'],
+    num_too_hard=counts['hard'],
+  )
+  if not kept:
+    raise ValueError(
+      f'expected at least one of {len(problems)} problems to have a prompt of '
+      f'at most {max_prompt_tokens} tokens and a difficulty from '
+      f'{min_difficulty} to {max_difficulty}, got {selection}'
+    )
+  return selection
+
+
+def digest(selection: Selection) -> str:
+  """A hash of ids and prompts, in order: the same where the sequence is."""
+  content = hashlib.sha256()
+  for prompt in selection.prompts:
+    content.update(prompt.problem_id.encode() + b'\0')
+    content.update(np.asarray(prompt.token_ids, np.int32).tobytes() + b'\0')
+  return content.hexdigest()
+
+
+def index_at(position: int, num_problems: int, *, seed: int) -> int:
+  """The problem at a position of the endless sequence.
+
+  Args:
+    position: from 0 on; also the number of the group that practises it.
+    num_problems: in the selection.
+    seed: of all permutations.
+  """
+  epoch, place = divmod(position, num_problems)
+  return int(_permutation(num_problems, epoch, seed)[place])
+
+
+def seed_of(group_id: int, member: int, *, seed: int) -> int:
+  """The seed that a member of a group is drawn with, from 0 to 2**32 - 1."""
+  mixed = np.random.SeedSequence([seed, group_id, member])
+  return int(mixed.generate_state(1)[0])
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_problems: int, epoch: int, seed: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(num_problems)
+
+
+class PassRates:
+  """How well each problem went the last time, to skip what teaches nothing.
+
+  A problem whose last group had a mean reward outside the bounds is passed over
+  when its turn comes again.
+  """
+
+  def __init__(
+    self, *, low: float, high: float, known: dict[str, float] | None = None
+  ):
+    """Starts with what is known.
+
+    Args:
+      low: a mean reward below it is not worth another try; 0: all are.
+      high: likewise above it; 1: all are.
+      known: problem_id -> mean reward, as `known` of an earlier object.
+    """
+    self._low, self._high = low, high
+    self.known = dict(known or {})
+
+  def put(self, problem_id: str, mean_reward: float) -> None:
+    """Notes how a group went."""
+    self.known[problem_id] = mean_reward
+
+  def skips(self, problem_id: str) -> bool:
+    """Whether a problem is to be passed over now."""
+    rate = self.known.get(problem_id)
+    return rate is not None and not self._low <= rate <= self._high

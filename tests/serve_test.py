@@ -1,0 +1,213 @@
+"""`qed serve`: its command line, and a process that serves a real model."""
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+
+import httpx2
+import jax
+import numpy as np
+import openai
+import pytest
+
+from bench import serve as bench
+from qed import cli
+from qed.models import hf, qwen3, specs
+from qed.rollout import weights
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class TestCommandLine:
+  """What is wrong with it is told before a model is read."""
+
+  def refuse(self, capsys, *arguments):
+    began = time.monotonic()
+    assert cli.main(['qed', 'serve', *arguments]) == cli.USAGE
+    assert time.monotonic() - began < 5
+    return capsys.readouterr().err
+
+  def test_what_is_missing(self, capsys, tmp_path):
+    assert '--checkpoint is missing' in self.refuse(capsys)
+    checkpoint = f'--checkpoint={tmp_path}'
+    assert '--port is missing' in self.refuse(capsys, checkpoint)
+
+  def test_a_checkpoint_that_is_not_there(self, capsys):
+    message = self.refuse(capsys, '--checkpoint=nowhere', '--port=0')
+    assert "--checkpoint = 'nowhere': no such file or folder" in message
+
+  def test_a_folder_without_a_model(self, capsys, tmp_path):
+    message = self.refuse(capsys, f'--checkpoint={tmp_path}', '--port=0')
+    assert 'tokenizer_config.json' in message
+
+  def test_a_misspelt_flag(self, capsys):
+    message = self.refuse(capsys, '--chekpoint=x')
+    assert 'Did you mean: checkpoint ?' in message
+
+  def test_a_port_that_is_taken(self, capsys, tmp_path):
+    with socket.socket() as other:
+      other.bind(('127.0.0.1', 0))
+      port = other.getsockname()[1]
+      message = self.refuse(
+        capsys, f'--checkpoint={tmp_path}', f'--port={port}'
+      )
+    assert f'--port={port}: Address already in use' in message
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('serve') / 'model'
+  bench.write_model(folder)
+  params, config = hf.load(folder, dtype=np.float32)
+  return folder, params, config
+
+
+@pytest.fixture(scope='module')
+def served(model):
+  """A server with other weights at hand, as version 3."""
+  folder, _, config = model
+  weights_dir = folder.parent / 'weights'
+  other = jax.jit(specs.init, static_argnums=0)(config, jax.random.key(1))
+  weights.publish(weights_dir, other, config, 3, max_versions=2)
+  loaded = weights.load(weights_dir, 3, config=config, dtype=np.float32)
+  flags = (
+    f'--weights_dir={weights_dir}',
+    '--shutdown_secs=0',
+    f'--page_size={bench.MAX_LENGTH}',  # Fewer programs to compile.
+  )
+  with bench.server(folder, *flags) as (url, process):
+    yield url, process, loaded
+
+
+def greedy(params, config, prompt, count):
+  """Ids and log-probs, with one pass of the whole model for each token."""
+  positions = np.arange(bench.MAX_LENGTH, dtype=np.int32)[None]
+
+  @jax.jit
+  def logits_of(params, tokens):
+    hidden = qwen3.apply(
+      params, tokens, positions, tokens * 0 + 1, config=config
+    )
+    return qwen3.logits(params, hidden, config=config)[0]
+
+  ids, logprobs = list(prompt), []
+  for _ in range(count):
+    tokens = np.zeros((1, bench.MAX_LENGTH), np.int32)
+    tokens[0, : len(ids)] = ids
+    values = np.asarray(logits_of(params, tokens), np.float64)[len(ids) - 1]
+    values -= values.max()
+    ids.append(int(values.argmax()))
+    logprobs.append(-np.log(np.exp(values).sum()))
+  return ids[len(prompt) :], logprobs
+
+
+def complete(url, **changes):
+  body = {
+    'prompt': [5, 6, 7],
+    'max_tokens': 10,
+    'temperature': 0,
+    'stop_token_ids': [],
+    'logprobs': 1,
+    'return_token_ids': True,
+    **changes,
+  }
+  return httpx2.post(f'{url}/v1/completions', json=body, timeout=60)
+
+
+def test_greedy_tokens_are_those_of_the_model_before_and_after_a_swap(
+  served, model
+):
+  url, _, loaded = served
+  _, params, config = model
+  for version, expected in ((0, params), (3, loaded)):
+    if version:
+      response = httpx2.post(
+        f'{url}/v1/weights', json={'version': version}, timeout=60
+      )
+      assert response.status_code == 200
+    (choice,) = complete(url).json()['choices']
+    ids, logprobs = greedy(expected, config, [5, 6, 7], 10)
+    assert choice['token_ids'] == ids
+    np.testing.assert_allclose(
+      choice['logprobs']['token_logprobs'], logprobs, atol=1e-4
+    )
+    assert choice['versions'] == [version] * 10
+    assert choice['finish_reason'] == 'length'
+  answer = httpx2.get(f'{url}/v1/weights').json()
+  assert answer == {'version': 3, 'available': [3]}
+
+
+def test_a_version_that_is_not_there_changes_nothing(served):
+  url, _, _ = served
+  before = complete(url).json()['choices']
+  response = httpx2.post(f'{url}/v1/weights', json={'version': 5}, timeout=60)
+  assert response.status_code == 409
+  assert 'no such version; there are [3]' in response.text
+  assert complete(url).json()['choices'] == before
+
+
+def test_a_real_client_streams_from_it(served):
+  url, _, _ = served
+  client = openai.OpenAI(base_url=f'{url}/v1', api_key='none', timeout=60)
+  stream = client.chat.completions.create(
+    model='policy',
+    messages=[{'role': 'user', 'content': 'Prove.'}],
+    stream=True,
+    max_completion_tokens=40,
+    seed=1,
+    logprobs=True,
+    stream_options={'include_usage': True},
+  )
+  chunks = list(stream)
+  client.close()
+  tokens = [
+    token
+    for chunk in chunks
+    if chunk.choices and chunk.choices[0].logprobs
+    for token in chunk.choices[0].logprobs.content
+  ]
+  assert len(tokens) == chunks[-1].usage.completion_tokens
+  assert all(token.logprob <= 0 for token in tokens)
+  assert chunks[-2].choices[0].finish_reason in ('stop', 'length')
+  assert len(chunks) > 4
+
+
+def test_load_with_disconnects_and_nonsense_leaks_nothing(served):
+  """The short form of bench/serve.py."""
+  url, _, _ = served
+  report = asyncio.run(bench.load(url, num_clients=40, secs=2))
+  print(json.dumps(report, indent=2))
+  assert report['wrong_ends'] == 0
+  assert all(report['ends'].values()), 'every kind was sent'
+  assert report['health_afterwards'] == 200
+  assert not any(report['held_afterwards'].values())
+
+
+def test_sigterm_answers_what_runs_and_ends_with_0(served):
+  """The last test of the file: the server is gone afterwards."""
+  url, process, _ = served
+  answers = []
+  threads = [
+    threading.Thread(
+      target=lambda: answers.append(complete(url, max_tokens=90, n=100))
+    )
+    for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  deadline = time.monotonic() + 30
+  while not re.search(
+    r'in_flight [1-9]\d\d\n', httpx2.get(f'{url}/metrics').text
+  ):
+    assert time.monotonic() < deadline
+  process.terminate()
+  assert process.wait(40) == 0
+  for thread in threads:
+    thread.join(20)
+  assert [answer.status_code for answer in answers] == [200] * 4
+  choices = [c for answer in answers for c in answer.json()['choices']]
+  assert len(choices) == 400
+  assert 'abort' in {choice['finish_reason'] for choice in choices}
