@@ -11,6 +11,7 @@ CORE = [
   'etils>=1.12',
   'flax>=0.12.8',
   'grain>=0.2.18',
+  'httpx2>=2.16',
   'huggingface-hub>=2.4',
   'jax>=0.10.2',
   'jinja2>=3.1',

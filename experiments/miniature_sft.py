@@ -34,7 +34,7 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       # The problem says what to prove; a longer prompt only costs time.
       'data.prompt': '{{problem}}',
       # Many small steps: a jump takes steps more than it takes samples.
-      'data.samples_per_step': 16,
+      'data.samples_per_step': 14,
       'data.num_epochs': 0,
       'data.max_tokens': 160,
       # `qed demo` has new problems of its own.
@@ -46,9 +46,9 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'optim.peak_lr': 4e-3,
       'optim.warmup_frac': 0.05,
       'optim.beta2': 0.95,
-      'training.total_steps': 1_100,
+      'training.total_steps': 1_300,
       'training.logprob_chunk_size': 4_096,
-      'training.checkpoint_interval_steps': 550,
+      'training.checkpoint_interval_steps': 650,
       'training.eval_interval_steps': 0,
     },
   )

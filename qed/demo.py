@@ -1,10 +1,11 @@
-"""The recipe in miniature, as far as it is built, on two CPU cores.
+"""The whole recipe in miniature: a model learns to prove, on two CPU cores.
 
-  qed demo [--workdir=runs/demo]
+  qed demo [--workdir=runs/demo] [--seed=0]
 
-Chains of modular arithmetic -> teacher proofs -> a tokenizer and a tiny random
-Qwen3 -> `qed sft` -> `qed export` -> the exported folder is loaded by a new
-process, which proves problems that were trained on and problems that were not.
+Chains of modular arithmetic -> proofs of a teacher that errs -> a tokenizer and
+a tiny random Qwen3 -> `qed sft` -> `qed grpo`, rewarded by a judge that is
+asked over HTTP -> held-out problems before and after -> `qed export` -> the
+exported folder, loaded by a new process, writes a proof -> `qed report`.
 Started again with the same workdir, it goes on where it was stopped.
 """
 
@@ -19,15 +20,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from qed import cli, hub, sft
+from qed import cli, grpo, hub, report, sft
 
-_EXPERIMENT = (
-  pathlib.Path(__file__).resolve().parents[1] / 'experiments/miniature_sft.py'
-)
-NUM_TRAINED, NUM_NEW = 4_000, 32
-_NUM_STEPS = (1, 2, 3, 4)  # Of the chains that the teacher proves.
-_ERROR_RATE = 0.2  # Of a line of the teacher's.
-_PROMPT = '{{problem}}'  # As in the experiment.
+_EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
 _MODEL = {
   'model_type': 'qwen3',
   'hidden_size': 64,
@@ -36,92 +31,98 @@ _MODEL = {
   'num_attention_heads': 4,
   'num_key_value_heads': 2,
   'head_dim': 32,
-  'rope_theta': 100.0,  # Samples have at most 160 tokens.
+  # Positions differ by at most a few hundred; a larger base learns to copy
+  # from the statement far more slowly.
+  'rope_theta': 100.0,
   'rms_norm_eps': 1e-6,
   'tie_word_embeddings': True,
   'max_position_embeddings': 512,
 }
-_MAX_PROOF_TOKENS = 96
+_VOCAB_SIZE = 460
+_NUM_TRACES, _NUM_PRACTICE, _NUM_HELD_OUT = 16_000, 2_000, 64
+# Of the chains. Longer ones than the teacher's would earn nothing, and give
+# reinforcement learning no signal.
+_TEACHER_STEPS, _PRACTICE_STEPS = (1, 2, 3, 4), (3, 4)
+_ERROR_RATE = 0.2  # Of a line of the teacher.
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs every stage and prints what came of it."""
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', 'runs/demo', 'the folder', flag_values=values)
+  flags.DEFINE_integer(
+    'seed',
+    0,
+    'of problems, teacher, weights and sampling',
+    lower_bound=0,
+    flag_values=values,
+  )
   cli.parse_flags(argv, values, usage=__doc__)
-  workdir = pathlib.Path(values['workdir'].value)
-  began = time.monotonic()
+  workdir, seed = pathlib.Path(values['workdir'].value), values['seed'].value
+  secs = {}
 
-  trained, new = _chains()
+  def timed(stage, function, *arguments):
+    print(f'\n== {stage}', flush=True)
+    began = time.monotonic()
+    result = function(*arguments)
+    secs[stage] = time.monotonic() - began
+    return result
+
   if not (workdir / 'traces.jsonl').exists():
-    _say('writing teacher proofs, a tokenizer and a random model')
-    _write_material(workdir, trained)
-  _say('supervised fine-tuning')
-  code = sft.main(
-    [
-      'qed sft',
-      f'--config={_EXPERIMENT}',
-      f'--config.model.path={workdir / "model"}',
-      f'--config.data.paths={workdir / "traces.jsonl"}',
-      f'--workdir={workdir / "sft"}',
-    ],
+    timed('teacher proofs and a random model', _write_material, workdir, seed)
+  for stage, train in (('sft', _sft), ('grpo', _grpo)):
+    code = timed(stage, train, workdir, seed)
+    if code != cli.DONE:
+      return code
+  folder = workdir / 'exported'
+  timed(
+    'export',
+    hub.export_main,
+    ['qed export', '--force', str(workdir / 'grpo/checkpoints'), str(folder)],
   )
-  if code != cli.DONE:
-    return code
-  _say('exporting, and proving with what was exported')
-  exported = workdir / 'exported'
-  hub.export_main(
-    ['qed export', '--force', str(workdir / 'sft/checkpoints'), str(exported)]
+  statement, proof, score = timed(
+    'a proof by the exported model, in a new process', _prove_anew, workdir
   )
-  scores = {}
-  with multiprocessing.get_context('spawn').Pool(1) as pool:
-    for name, chains in (('trained on', trained[:NUM_NEW]), ('new', new)):
-      scores[name] = pool.apply(prove, (str(exported), chains))
-  _report(workdir, scores, time.monotonic() - began)
+  print(f'\n{statement}\n\n{proof}\n\n{score}/7')
+  summary = _summary(workdir, secs)
+  page = report.write([workdir], workdir / 'report', 32)
+  _print_table(summary)
+  print(f'\n{page}')
   return cli.DONE
 
 
-def _chains():
-  """Distinct chains: to train on, and new."""
-  import numpy as np
-
-  from qed.miniature import problems
-
-  chains = problems.draw_distinct(
-    NUM_TRAINED + NUM_NEW, _NUM_STEPS, np.random.default_rng(0)
-  )
-  return chains[:NUM_TRAINED], chains[NUM_TRAINED:]
-
-
-def _write_material(workdir: pathlib.Path, chains) -> None:
-  """The model folder (random weights and tokenizer), then the traces."""
+def _write_material(workdir: pathlib.Path, seed: int) -> None:
+  """Problems, the model folder (random weights, tokenizer), then traces."""
   import jax
   import numpy as np
 
   from qed.data import problems as files
   from qed.data import tokenizer
-  from qed.data.problems import Trace
   from qed.miniature import problems, teacher
   from qed.models import hf, qwen3
 
-  rng = np.random.default_rng(1)
-  traces = []
-  for chain in chains:
-    problem = problems.problem(chain)
-    traces.append(
-      Trace(
-        problem_id=problem.problem_id,
-        statement=problem.statement,
-        reasoning='',
-        proof=teacher.write(chain, rng, error_rate=_ERROR_RATE),
-        source=problem.source,
-      )
+  rng = np.random.default_rng(seed)
+  chains = problems.draw_distinct(
+    _NUM_HELD_OUT + _NUM_PRACTICE, _PRACTICE_STEPS, rng
+  )
+  drawn = [problems.problem(chain) for chain in chains]
+  held_out, practice = drawn[:_NUM_HELD_OUT], drawn[_NUM_HELD_OUT:]
+  kept_apart = {problem.statement for problem in held_out}
+  traces = [
+    trace
+    for trace in teacher.traces(
+      _NUM_TRACES, num_steps=_TEACHER_STEPS, error_rate=_ERROR_RATE, seed=seed
     )
+    if trace.statement not in kept_apart
+  ]
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write_jsonl(workdir / 'practice.jsonl', practice)
+  files.write_jsonl(workdir / 'held_out.jsonl', held_out)
+
+  texts = [f'{trace.statement}\n{trace.proof}' for trace in traces[::40]]
+  # Chat headers become whole words too.
   words = tokenizer.train_sentencepiece(
-    # The chat's roles are to be whole pieces, as the words of a problem are.
-    ['user\n', 'assistant\n'] * 100
-    + [f'{trace.statement}\n{trace.proof}' for trace in traces[:400]],
-    max_vocab_size=460,
+    ['user\n', 'assistant\n'] * 100 + texts, max_vocab_size=_VOCAB_SIZE
   )
   words.save(workdir / 'tokenizer')
   config = qwen3.Config.from_hf(
@@ -134,7 +135,7 @@ def _write_material(workdir: pathlib.Path, chains) -> None:
   )
   hf.save(
     workdir / 'model',
-    qwen3.init(config, jax.random.key(0)),
+    qwen3.init(config, jax.random.key(seed)),
     config,
     tokenizer_dir=workdir / 'tokenizer',
     force=True,
@@ -142,92 +143,159 @@ def _write_material(workdir: pathlib.Path, chains) -> None:
   files.write_jsonl(workdir / 'traces.jsonl', traces)
 
 
-def prove(folder: str, chains) -> tuple[list[str], float, float]:
-  """Greedy proofs of an exported model.
+def _sft(workdir: pathlib.Path, seed: int) -> int:
+  return sft.main(
+    [
+      'qed sft',
+      f'--config={_EXPERIMENTS / "miniature_sft.py"}',
+      f'--config.model.path={workdir / "model"}',
+      f'--config.data.paths={workdir / "traces.jsonl"}',
+      f'--config.training.seed={seed}',
+      f'--workdir={workdir / "sft"}',
+    ]
+  )
+
+
+def _grpo(workdir: pathlib.Path, seed: int) -> int:
+  from qed.miniature import judge_server
+
+  with judge_server.start() as judge:
+    return grpo.main(
+      [
+        'qed grpo',
+        f'--config={_EXPERIMENTS / "miniature_rl.py"}',
+        f'--config.model.path={workdir / "sft/checkpoints"}',
+        f'--config.problems.paths={workdir / "practice.jsonl"}',
+        f'--config.evaluation.paths={workdir / "held_out.jsonl"}',
+        f'--config.judge.base_url={judge.url}',
+        f'--config.training.seed={seed}',
+        f'--workdir={workdir / "grpo"}',
+      ]
+    )
+
+
+def _prove_anew(workdir: pathlib.Path) -> tuple[str, str, int]:
+  """`prove` of the first held-out problem, in a process of its own."""
+  with multiprocessing.get_context('spawn').Pool(1) as pool:
+    return pool.apply(prove, (workdir / 'exported', workdir / 'held_out.jsonl'))
+
+
+def prove(
+  folder: pathlib.Path, problems_path: pathlib.Path
+) -> tuple[str, str, int]:
+  """A greedy proof of the first problem of a file.
 
   Args:
     folder: a Hugging Face folder.
-    chains: the problems.
+    problems_path: a jsonl file of chains.
 
   Returns:
-    The proofs, the share of them that equal the chain's proof to the letter,
-    and the mean share of leading lines that do.
+    (statement, proof, score 0..7).
   """
-  import functools
+  import asyncio
 
-  import jax
   import jax.numpy as jnp
-  import numpy as np
 
   from qed.data import chat, tokenizer
-  from qed.data.templates import render
-  from qed.miniature import problems
-  from qed.models import hf, kv_cache, qwen3
-  from qed.types import Message
+  from qed.data.problems import load_problems
+  from qed.llm.local import Local
+  from qed.miniature import checker, problems
+  from qed.models import hf
+  from qed.rollout import engine
+  from qed.rollout.scheduler import Scheduler
+  from qed.types import Message, SamplingParams
 
   params, config = hf.load(folder, dtype=jnp.float32)
   words = tokenizer.load(folder)
-  prompts = []
-  for chain in chains:
-    content = render(_PROMPT, problem=problems.problem(chain).statement)
-    prompts.append(
-      chat.encode_chat(
-        words, [Message(role='user', content=content)], style='instruct'
-      )
-    )
-  lengths = np.array([len(ids) for ids in prompts], np.int32)
-  tokens = np.zeros((len(prompts), lengths.max()), np.int32)
-  for row, ids in zip(tokens, prompts, strict=True):
-    row[: len(ids)] = ids
-  cache = kv_cache.init(
-    config, len(prompts), lengths.max() + _MAX_PROOF_TOKENS, dtype=jnp.float32
+  (problem, *_), _ = load_problems(problems_path, malformed='refuse')
+  prompt = chat.make_prompt(
+    words,
+    problem.problem_id,
+    [Message(role='user', content=problem.statement)],
+    style='instruct',
   )
-  prefill = jax.jit(functools.partial(qwen3.prefill, config=config))
-  decode = jax.jit(functools.partial(qwen3.decode_step, config=config))
-  hidden, cache = prefill(params, tokens, lengths, cache)
-  hidden = hidden[np.arange(len(prompts)), lengths - 1]
-  columns = []
-  for _ in range(_MAX_PROOF_TOKENS):
-    drawn = qwen3.logits(params, hidden, config=config).argmax(-1)
-    columns.append(np.asarray(drawn, np.int32))
-    hidden, cache = decode(params, columns[-1], cache)
+  max_tokens = 96
+  layout = engine.make_layout(
+    max_length=len(prompt.token_ids) + max_tokens,
+    num_slots=1,
+    page_size=64,
+    steps_per_chunk=8,
+    prefill_buckets=(64,),
+    kv_dtype='float32',
+  )
+  scheduler = Scheduler(engine.Engine(config, layout, dtype='float32'), params)
+  try:
+    greedy = SamplingParams(
+      temperature=0.0,
+      top_p=1.0,
+      top_k=0,
+      max_tokens=max_tokens,
+      stop_token_ids=words.stop_token_ids,
+      seed=0,
+    )
+    (completion,) = asyncio.run(
+      Local(scheduler, words.decode).sample(prompt, greedy)
+    )
+  finally:
+    scheduler.close(1.0)
+  chain = problems.parse(problem.statement)
+  return (
+    problem.statement,
+    completion.text,
+    checker.score(chain, completion.text),
+  )
 
-  proofs, whole, lines = [], [], []
-  for row, chain in zip(np.stack(columns, 1), chains, strict=True):
-    ends = np.isin(row, words.stop_token_ids)
-    text = words.decode(row[: ends.argmax() if ends.any() else len(row)])
-    wanted = problems.proof(chain).split('\n')
-    equal = [a == b for a, b in zip(text.split('\n'), wanted, strict=False)]
-    leading = equal.index(False) if False in equal else len(equal)
-    proofs.append(text)
-    whole.append(text == '\n'.join(wanted))
-    lines.append(leading / len(wanted))
-  return proofs, float(np.mean(whole)), float(np.mean(lines))
 
+def _summary(workdir: pathlib.Path, secs: dict[str, float]) -> dict:
+  """Writes summary.json: held-out scores of both stages, and the times."""
+  from qed import held_out
 
-def _report(workdir: pathlib.Path, scores, secs: float) -> None:
-  """Prints a table and one proof; writes summary.json."""
-  run = json.loads((workdir / 'sft/summary.json').read_text(encoding='utf-8'))
-  print(f'\n{"problems":<12}{"whole proof":>14}{"leading lines":>16}')
-  for name, (_, whole, lines) in scores.items():
-    print(f'{name:<12}{whole:>13.0%}{lines:>15.0%}')
-  print(f'\na proof by the exported model:\n{scores["trained on"][0][0]}')
+  evaluations = held_out.on_file(workdir / 'grpo')
   summary = {
-    'sft': run,
-    'proofs': {
-      name: {'whole': whole, 'leading_lines': lines, 'n': len(proofs)}
-      for name, (proofs, whole, lines) in scores.items()
-    },
-    'seconds': secs,
+    'sft': _interval(evaluations[min(evaluations)]['scores']),
+    'grpo': _interval(evaluations[max(evaluations)]['scores']),
+    'seconds': sum(secs.values()),
+    'stage_seconds': secs,
   }
   (workdir / 'summary.json').write_text(
     json.dumps(summary, indent=2) + '\n', encoding='utf-8'
   )
-  print(f'\n{secs:.0f} s; {workdir / "summary.json"}')
+  return summary
 
 
-def _say(line: str) -> None:
-  print(f'== {line}', flush=True)
+def _interval(scores: dict[str, list[int | None]]) -> dict[str, float]:
+  """Mean score / 7, with a 95 % bootstrap interval over problems."""
+  import numpy as np
+
+  means = np.array(
+    [
+      np.mean([score for score in row if score is not None]) / 7
+      for row in scores.values()
+      if any(score is not None for score in row)
+    ]
+  )
+  rng = np.random.default_rng(0)
+  resampled = rng.choice(means, (10_000, len(means))).mean(axis=1)
+  low, high = np.quantile(resampled, [0.025, 0.975])
+  return {
+    'mean': float(means.mean()),
+    'low': float(low),
+    'high': float(high),
+    'n': len(means),
+  }
+
+
+def _print_table(summary: dict) -> None:
+  print('\nheld-out problems   score / 7   95 % interval')
+  for stage in ('sft', 'grpo'):
+    row = summary[stage]
+    print(
+      f'after {stage:<14}{row["mean"]:>9.3f}   '
+      f'{row["low"]:.3f} to {row["high"]:.3f}'
+    )
+  for stage, secs in summary['stage_seconds'].items():
+    print(f'{secs:6.0f} s  {stage}')
+  print(f'{summary["seconds"]:6.0f} s  together')
 
 
 if __name__ == '__main__':

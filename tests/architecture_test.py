@@ -51,6 +51,7 @@ DOORS = {
   'orbax': ('qed/training/checkpoints.py',),
   'jetstream': ('qed/rollout/jetstream.py',),
   'openai': ('qed/llm/http.py',),
+  'httpx2': ('qed/llm/http.py',),
   'ml_collections': (PROGRAM, 'experiments/', 'launch/'),
   'absl': (PROGRAM, 'launch/'),
   'xmanager': ('launch/',),

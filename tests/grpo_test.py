@@ -497,11 +497,17 @@ def in_phase(monkeypatch):
 PHASES = ['generate', 'grade', 'train', 'publish', 'checkpoint']
 
 
+def slow(phase):
+  return pytest.param(phase, marks=pytest.mark.slow)
+
+
 def terminate():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize('phase', PHASES)
+@pytest.mark.parametrize(
+  'phase', ['generate', slow('grade'), 'train', slow('publish'), 'checkpoint']
+)
 def test_a_synchronous_run_that_was_told_to_stop_ends_like_one_that_was_not(
   straight, tiny, tmp_path, in_phase, phase
 ):
@@ -516,7 +522,7 @@ def test_a_synchronous_run_that_was_told_to_stop_ends_like_one_that_was_not(
   assert book == assert_ledger_closes(straight)
 
 
-@pytest.mark.parametrize('phase', ['grade', 'train', 'checkpoint'])
+@pytest.mark.parametrize('phase', ['grade', slow('train'), 'checkpoint'])
 def test_a_synchronous_run_that_was_killed_ends_like_one_that_was_not(
   straight, tiny, tmp_path, in_phase, phase, monkeypatch
 ):
@@ -557,7 +563,7 @@ def test_an_asynchronous_run_consumes_each_prompt_once(
   assert all(0 <= values['lag/max'] <= 2 for values in records.values())
 
 
-@pytest.mark.parametrize('phase', ['grade', 'train'])
+@pytest.mark.parametrize('phase', ['grade', slow('train')])
 def test_our_engine_too_goes_on_bit_for_bit(
   real, tiny, tmp_path, in_phase, phase
 ):

@@ -175,6 +175,16 @@ def test_the_groups_shown_are_spread_and_inspected_ones_come_first(run_dir):
   assert only['group_id'] == 3
 
 
+def test_of_two_lines_about_one_rollout_the_last_counts(run_dir):
+  with (run_dir / 'rollouts.jsonl').open('a', encoding='utf-8') as file:
+    file.write(json.dumps(rollout(4, 0, text='again')) + '\n')
+  groups, _ = rollouts.choose(run_dir, max_groups=99)
+  assert [r['text'] for r in groups[4]['rollouts']] == [
+    'again',
+    rollout(4, 1)['text'],
+  ]
+
+
 def test_a_line_in_the_making_is_left_out_and_a_broken_one_is_named(run_dir):
   path = run_dir / 'rollouts.jsonl'
   with path.open('a', encoding='utf-8') as file:

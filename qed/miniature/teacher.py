@@ -44,20 +44,20 @@ def traces(
   error_rate: float,
   seed: int,
 ) -> list[Trace]:
-  """Proofs of different chains, to be imitated by `qed sft`.
+  """Proofs to be imitated by `qed sft`.
+
+  A chain may come again, with another proof: there are only 875 of one step.
 
   Args:
     num_traces: how many.
     num_steps: numbers of steps, which take turns.
     error_rate: of a line.
     seed: decides everything.
-
-  Raises:
-    ValueError: there are not so many different chains that short.
   """
   rng = np.random.default_rng(seed)
   written = []
-  for chain in problems.draw_distinct(num_traces, num_steps, rng):
+  for index in range(num_traces):
+    chain = problems.draw(num_steps[index % len(num_steps)], rng)
     problem = problems.problem(chain)
     proof = write(chain, rng, error_rate=error_rate)
     written.append(

@@ -36,9 +36,11 @@ def choose(
     ValueError: a line that is no JSON object with a group_id.
   """
   run_dir = pathlib.Path(run_dir)
-  offsets: dict[int, list[int]] = {}
+  # After a restart a rollout may be there twice, and the last one counts.
+  offsets: dict[int, dict[int, int]] = {}
   for offset, record in _records(run_dir / 'rollouts.jsonl'):
-    offsets.setdefault(record['group_id'], []).append(offset)
+    members = offsets.setdefault(record['group_id'], {})
+    members[record.get('rollout', len(members))] = offset
   inspected: dict[int, dict[int, Record]] = {}
   for _, record in _records(run_dir / 'inspected.jsonl'):
     inspected.setdefault(record['group_id'], {})[record['rollout']] = record
@@ -53,7 +55,8 @@ def choose(
   }
   groups = []
   for group in (group for group in offsets if group in chosen):
-    rollouts = _read_at(run_dir / 'rollouts.jsonl', offsets[group])
+    places = [offset for _, offset in sorted(offsets[group].items())]
+    rollouts = _read_at(run_dir / 'rollouts.jsonl', places)
     seen = inspected.get(group, {})
     for rollout in rollouts:
       extra = seen.get(rollout.get('rollout'), {})

@@ -157,6 +157,7 @@ class Request:
   number: int  # In order of submission.
   prompt: np.ndarray  # int32 [n]
   params: SamplingParams
+  has_group: bool
   # Requests with equal keys share a prefill; the prompt's ids are part of it.
   key: Hashable
   deadline: float  # By time.monotonic; inf: none.

@@ -91,7 +91,8 @@ class Scheduler:
       lag: chunks that are started before the oldest is read; 0 or more.
       max_prefill_tokens: prompt tokens that are read between two chunks while
         something runs; a longer prompt is read in several turns.
-      max_prefixes: read prompts that are kept for members still to come.
+      max_prefixes: prompts of groups whose keys and values are kept beside the
+        pages, for members still to come.
       stall_secs: a turn that takes longer is reported; or one longer than many
         times the median, if that is more.
       compile_secs: the same, until the first chunk was read.
@@ -157,7 +158,8 @@ class Scheduler:
       token_ids: the prompt, int [n].
       sampling_params: how to complete it. The completion depends on prompt,
         parameters and weights alone.
-      group: requests with equal group and prompt share one prefill.
+      group: requests with equal group and prompt share one prefill, as long
+        as one of them is open and the weights are the same.
       deadline_secs: from now; then it ends with 'abort' and what it has.
 
     Raises:
@@ -177,6 +179,7 @@ class Scheduler:
       number=number,
       prompt=prompt,
       params=sampling_params,
+      has_group=group is not None,
       key=number if group is None else (group, prompt.tobytes()),
       deadline=math.inf
       if deadline_secs is None
@@ -289,8 +292,8 @@ class Scheduler:
     finally:
       self._end_all('abort' if self._failure is None else 'error')
       # Nothing of the device is held by a scheduler that stands still.
-      self._params = self._state = self._reading = None
-      self._started.clear()
+      self._params = None
+      self._new_tenants()
       self._waiting.forget_prefixes()
       self._watch.stop()
 
@@ -498,6 +501,7 @@ class Scheduler:
 
   def _enqueue(self, request: Request) -> None:
     self._counts['requests'] += 1
+    self._waiting.join(request)
     self._waiting.push(request)
     if request.deadline < math.inf:
       heapq.heappush(self._deadlines, (request.deadline, request.number))
@@ -524,6 +528,7 @@ class Scheduler:
     drawn = self._tenants.drawn(request)
     self._tenants.leave(request)
     self._waiting.remove(request)
+    self._waiting.part(request)
     self._is_tight = False
     if self._reading is not None and self._reading.request is request:
       self._reading = None

@@ -13,8 +13,8 @@ from qed.rollout.requests import Request
 class Waiting:
   """Who waits, in order of submission; not thread-safe.
 
-  A prefix is kept until the last of those who share it has a slot, so that a
-  group which enters in pieces is read once.
+  The prefix of a group is kept as long as one of its members waits or runs, so
+  that a group which is submitted or admitted in pieces is read once.
   """
 
   def __init__(self, max_prefixes: int):
@@ -27,7 +27,7 @@ class Waiting:
     self._requests: dict[int, Request] = {}
     # Numbers in a heap, also some that do not wait any more.
     self._order: list[int] = []
-    self._num_sharing: collections.Counter[Hashable] = collections.Counter()
+    self._num_open: collections.Counter[Hashable] = collections.Counter()
     self._prefixes: collections.OrderedDict[Hashable, Prefix] = (
       collections.OrderedDict()
     )
@@ -38,12 +38,21 @@ class Waiting:
   def __contains__(self, request: Request) -> bool:
     return request.number in self._requests
 
+  def join(self, request: Request) -> None:
+    """Counts a new request among those who share its prefix."""
+    self._num_open[request.key] += 1
+
+  def part(self, request: Request) -> None:
+    """Counts one off that is finished; the last one takes the prefix along."""
+    self._num_open[request.key] -= 1
+    if not self._num_open[request.key]:
+      del self._num_open[request.key]
+      self._prefixes.pop(request.key, None)
+
   def push(self, request: Request) -> None:
     """Adds one, at the place that its submission gives it."""
     self._requests[request.number] = request
     heapq.heappush(self._order, request.number)
-    if request.is_fresh:
-      self._num_sharing[request.key] += 1
 
   def head(self) -> Request | None:
     """Who has waited longest."""
@@ -53,16 +62,11 @@ class Waiting:
 
   def remove(self, request: Request) -> None:
     """Takes one out, wherever it stands; no-op for one that does not wait."""
-    if self._requests.pop(request.number, None) is None or not request.is_fresh:
-      return
-    self._num_sharing[request.key] -= 1
-    if not self._num_sharing[request.key]:
-      del self._num_sharing[request.key]
-      self._prefixes.pop(request.key, None)
+    self._requests.pop(request.number, None)
 
   def keep(self, request: Request, prefix: Prefix) -> None:
-    """Keeps the prefix of one that waits, for those who share it."""
-    if request.is_fresh:
+    """Keeps what was read for a member of a group, for the others."""
+    if request.is_fresh and request.has_group:
       self._prefixes[request.key] = prefix
       if len(self._prefixes) > self._max_prefixes:
         self._prefixes.popitem(last=False)

@@ -132,3 +132,9 @@ def test_an_equal_seed_writes_equal_traces():
   )
   assert a == b
   assert a != c
+
+
+def test_a_teacher_has_as_many_traces_as_one_asks_for():
+  traces = teacher.traces(3000, num_steps=(1, 2), error_rate=0.1, seed=0)
+  sizes = [trace.proof.count('\n') for trace in traces]
+  assert sizes == [1, 2] * 1500

@@ -212,7 +212,7 @@ def group(scheduler, prompt, n, *, max_tokens=20, first=0, name='group'):
 
 @pytest.mark.parametrize('num_slots', [1, 3, 32])
 def test_a_group_of_16_costs_one_prefill_also_in_pieces(num_slots):
-  engine = ToyEngine(layout(num_slots=num_slots))
+  engine = ToyEngine(layout(num_slots=num_slots), chunk_secs=0.001)
   with make(engine) as scheduler:
     prompt = np.arange(30)
     streams = group(scheduler, prompt, 16)
@@ -226,7 +226,7 @@ def test_a_group_of_16_costs_one_prefill_also_in_pieces(num_slots):
 
 
 def test_interleaved_groups_cost_one_prefill_each():
-  engine = ToyEngine(layout(num_slots=3))
+  engine = ToyEngine(layout(num_slots=3), chunk_secs=0.002)
   with make(engine) as scheduler:
     streams = [
       scheduler.submit(np.arange(9) + g, sampling(9, seed=i), group=g)
@@ -236,6 +236,36 @@ def test_interleaved_groups_cost_one_prefill_each():
     for stream in streams:
       stream.result(SECS)
   assert engine.calls['prefill'] == 4
+
+
+def test_members_submitted_while_others_run_share_their_prefill():
+  engine = ToyEngine(layout(), chunk_secs=0.002)
+  with make(engine) as scheduler:
+    first = scheduler.submit(np.arange(9), sampling(200), group='a')
+    wait_for(lambda: scheduler.stats()['tokens_total'] > 0)
+    for seed in (1, 2):
+      x = np.arange(9), sampling(9, seed=seed)
+      expect(scheduler.submit(*x, group='a').result(SECS), *x)
+    expect(first.result(SECS), np.arange(9), sampling(200))
+    assert engine.calls['prefill'] == 1
+    # Nothing is kept of a group that is over.
+    scheduler.submit(np.arange(9), sampling(9), group='a').result(SECS)
+    assert engine.calls['prefill'] == 2
+
+
+def test_only_so_many_prefixes_are_kept():
+  engine = ToyEngine(layout(num_slots=4), chunk_secs=0.002)
+  with make(engine, max_prefixes=1) as scheduler:
+    streams = [
+      scheduler.submit(np.arange(9) + g, sampling(9, seed=i), group=g)
+      for i in range(3)
+      for g in range(4)
+    ]
+    for i, stream in enumerate(streams):
+      expect(
+        stream.result(SECS), np.arange(9) + i % 4, sampling(9, seed=i // 4)
+      )
+  assert engine.calls['prefill'] == 12
 
 
 def test_equal_groups_with_other_prompts_share_nothing():
@@ -402,6 +432,7 @@ def test_a_prompt_that_is_half_read_is_read_again_after_a_swap():
   engine = ToyEngine(layout(prefill_buckets=(8,)), before=hold)
   with make(engine, max_prefill_tokens=8) as scheduler:
     running = scheduler.submit(np.arange(3), sampling(200))
+    wait_for(lambda: scheduler.stats()['tokens_total'] > 0)
     stream = scheduler.submit(np.arange(60), sampling(9))
     assert reached.wait(SECS)
     future = scheduler.update_weights(toy_engine.params(2), 1)
