@@ -7,11 +7,14 @@
   engine        a loop over the engine's chunks, every slot busy likewise
   scheduler     our scheduler, with twice as many requests as slots: prompts,
                 insertions and the half-empty end are part of it
+  jetstream     the same requests, under JetStream's orchestrator; it runs in
+                the environment of `make test-jetstream`
   transformers  `generate` under torch (extra `parity`)
 
 All draw at temperature 1 with random float32 weights of one config, on CPU.
 Each side runs in a process of its own, in alternating rounds; a figure is the
-median. A side whose package is not installed is null.
+median. A side whose package is not installed is null. A round takes one to two
+minutes on two idle cores.
 """
 
 import argparse
@@ -22,6 +25,8 @@ import multiprocessing
 import os
 import pathlib
 import statistics
+import subprocess
+import tempfile
 import time
 
 CONFIG = {
@@ -38,6 +43,8 @@ CONFIG = {
   'tie_word_embeddings': True,
 }  # 20M parameters.
 PROMPT_LENGTH = 32
+REPOSITORY = pathlib.Path(__file__).parents[1]
+JETSTREAM = REPOSITORY / '.venv-jetstream' / 'bin' / 'python'
 
 
 def model():
@@ -171,14 +178,22 @@ def time_engine(args) -> float:
 
 
 def time_scheduler(args) -> float:
-  from qed.rollout.scheduler import Scheduler
+  return time_driver('scheduler', args)
+
+
+def time_jetstream(args) -> float:
+  return time_driver('jetstream', args)
+
+
+def time_driver(name, args) -> float:
+  from qed.rollout import drivers
   from qed.types import SamplingParams
 
   engine, params = make_engine(args)
-  scheduler = Scheduler(engine, params)
+  driver = drivers.start(name, engine, params)
   start = time.perf_counter()
   streams = [
-    scheduler.submit(
+    driver.submit(
       ids,
       SamplingParams(
         temperature=1.0,
@@ -193,7 +208,7 @@ def time_scheduler(args) -> float:
   ]
   drawn = sum(len(stream.result(600.0).token_ids) for stream in streams)
   seconds = time.perf_counter() - start
-  scheduler.close(10.0)
+  driver.close(10.0)
   return drawn / seconds
 
 
@@ -234,9 +249,34 @@ def time_transformers(args) -> float:
 SIDES = {
   'scan': (time_scan, 'jax'),
   'engine': (time_engine, 'jax'),
-  'scheduler': (time_scheduler, 'qed.rollout.scheduler'),
+  'scheduler': (time_scheduler, 'jax'),
+  'jetstream': (time_jetstream, 'jetstream'),
   'transformers': (time_transformers, 'torch'),
 }
+
+
+def measure(name: str, args) -> float | None:
+  """Tokens/s of a side in a process of its own; None: not installed."""
+  side, module = SIDES[name]
+  if importlib.util.find_spec(module):
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+      return pool.apply(side, (args,))
+  # The guard ends the recursion in an environment that lacks the package.
+  if name != 'jetstream' or not JETSTREAM.exists() or args.is_inner:
+    return None
+  with tempfile.NamedTemporaryFile() as out:
+    subprocess.run(
+      [
+        JETSTREAM, '-m', 'bench.decode', '--is-inner', '--sides', name,
+        '--rounds', '1', '--slots', str(args.slots),
+        '--tokens', str(args.tokens), '--steps', str(args.steps),
+        '--page-size', str(args.page_size), '--out', out.name,
+      ],
+      cwd=REPOSITORY,
+      stdout=subprocess.DEVNULL,
+      check=True,
+    )  # fmt: skip
+    return json.load(out)['tokens_per_second'][name]
 
 
 def main():
@@ -245,18 +285,17 @@ def main():
   parser.add_argument('--tokens', type=int, default=256, help='per request')
   parser.add_argument('--steps', type=int, default=8, help='per chunk')
   parser.add_argument('--page-size', type=int, default=32)
-  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--rounds', type=int, default=1)
   parser.add_argument('--sides', nargs='+', choices=SIDES, default=[*SIDES])
   parser.add_argument('--out', help='a JSON file')
+  parser.add_argument('--is-inner', action='store_true', help=argparse.SUPPRESS)
   args = parser.parse_args()
-  spawn = multiprocessing.get_context('spawn')
   rates = {name: [] for name in args.sides}
   for _ in range(args.rounds):
     for name in args.sides:
-      side, module = SIDES[name]
-      if importlib.util.find_spec(module):
-        with spawn.Pool(1) as pool:
-          rates[name].append(pool.apply(side, (args,)))
+      rate = measure(name, args)
+      if rate is not None:
+        rates[name].append(rate)
   medians = {
     name: statistics.median(values) if values else None
     for name, values in rates.items()

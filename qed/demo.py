@@ -59,14 +59,19 @@ def main(argv: Sequence[str]) -> int:
   )
   cli.parse_flags(argv, values, usage=__doc__)
   workdir, seed = pathlib.Path(values['workdir'].value), values['seed'].value
-  secs = {}
+  # Of all starts with this folder; an interrupted stage counts what it took.
+  clock = workdir / 'seconds.json'
+  secs = json.loads(clock.read_text()) if clock.exists() else {}
 
   def timed(stage, function, *arguments):
     print(f'\n== {stage}', flush=True)
     began = time.monotonic()
-    result = function(*arguments)
-    secs[stage] = time.monotonic() - began
-    return result
+    try:
+      return function(*arguments)
+    finally:
+      secs[stage] = secs.get(stage, 0.0) + time.monotonic() - began
+      workdir.mkdir(parents=True, exist_ok=True)
+      clock.write_text(json.dumps(secs), encoding='utf-8')
 
   if not (workdir / 'traces.jsonl').exists():
     timed('teacher proofs and a random model', _write_material, workdir, seed)
@@ -217,6 +222,7 @@ def prove(
   max_tokens = 96
   layout = engine.make_layout(
     max_length=len(prompt.token_ids) + max_tokens,
+    num_pages=0,
     num_slots=1,
     page_size=64,
     steps_per_chunk=8,

@@ -1,4 +1,4 @@
-r"""Whether a training step fits a slice of TPUs, and how fast it could be.
+r"""Whether training, or sampling, fits a slice of TPUs, and how fast it is.
 
   qed plan --config=FILE[:ARM] --topology=GENERATION:AxB[xC] [--FLAG=VALUE ...]
 
@@ -12,10 +12,13 @@ compiled once is remembered.
   qed plan --config=experiments/sft_main.py --topology=v5e:8x8 \
     --config.mesh.context=4 --config.packing.num_rows=16 \
     --config.packing.microbatch_counts=1,2
+  qed plan --config=experiments/rl_main.py --topology=v6e:2x4 --what=decode
 
 Memory is what the compiler assigns, and FLOPs are counted; times are a model
 that no hardware has confirmed, for ranking. The largest of
-packing.microbatch_counts is planned, with rows that are full.
+packing.microbatch_counts is planned, with rows that are full. --what=decode
+plans a sampler of `qed grpo` instead: its engine's prefill and generate, the
+cache that fits, and what memory bounds.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
   import jax
 
   from qed.models import specs
+  from qed.planning import decode
   from qed.planning.report import Plan
 
   RunConfig = config.SftConfig | config.GrpoConfig
@@ -55,11 +59,20 @@ def main(argv: Sequence[str]) -> int:
     raise app.UsageError(
       '--topology is missing: the slice to plan for, such as v5p:2x4x4'
     )
+  if values.what == 'decode' and (run.program != 'grpo' or values.search):
+    got = '--search' if values.search else f'one for `qed {run.program}`'
+    raise app.UsageError(
+      '--what=decode: expected a config for `qed grpo`, whose sampler is '
+      f'planned as it is, got {got}'
+    )
   try:
     target = chips.parse_slice(values.topology)
     libtpu.prepare()
   except (ValueError, libtpu.LibtpuMissingError) as error:
     raise app.UsageError(str(error)) from error
+  if values.what == 'decode':
+    _plan_decoding(run, target, values)
+    return cli.DONE
   plans = _make_plans(run, target, values)
   _publish(plans, run, target, values)
   return cli.DONE
@@ -71,6 +84,13 @@ def _flags() -> flags.FlagValues:
     'topology',
     None,
     'the slice, such as v5e:4x4, v6e:16x16, v5p:2x4x4, tpu7x:2x2x1',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'what',
+    'train',
+    ['train', 'decode'],
+    'the step of the config, or the engine of a sampler (of `qed grpo`)',
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -115,12 +135,7 @@ def _make_plans(
   run: RunConfig, target: chips.Slice, values: flags.FlagValues
 ) -> list[Plan]:
   """The plan of the config's own layout, or of all that were searched."""
-  from qed.planning import compile as compiler
-
-  try:
-    devices = compiler.devices(target)
-  except ValueError as error:
-    raise app.UsageError(f'--topology: {error}') from error
+  devices = _devices(target)
   model = _read_model(run)
   attempt = functools.partial(
     _attempt,
@@ -146,6 +161,15 @@ def _make_plans(
       f'{start.row_length:,} tokens; raise packing.num_rows'
     )
   return [attempt(_layout(run, _mesh_sizes(run, len(devices))))]
+
+
+def _devices(target: chips.Slice) -> Sequence[jax.Device]:
+  from qed.planning import compile as compiler
+
+  try:
+    return compiler.devices(target)
+  except ValueError as error:
+    raise app.UsageError(f'--topology: {error}') from error
 
 
 def _read_model(run: RunConfig) -> specs.Config:
@@ -296,6 +320,99 @@ def _trace(
   return compiled.trace(state, batch)
 
 
+def _plan_decoding(
+  run: RunConfig, target: chips.Slice, values: flags.FlagValues
+) -> None:
+  """Compiles what a sampler of the run would, and says what it could serve."""
+  from qed.models import sharding
+  from qed.planning import compile as compiler
+  from qed.planning import decode, traffic
+
+  devices, model = _devices(target), _read_model(run)
+  try:
+    mesh = sharding.make_mesh(
+      run.sampler.data, 1, run.sampler.tensor, devices=devices
+    )
+    traced, service = _trace_decoding(run, model, target, mesh)
+  except ValueError as error:
+    raise app.UsageError(f'sampler and engine: {error}') from error
+  programs = {}
+  for name, program in traced.items():
+    _say(f'{target.name}: {name} ...')
+    programs[name] = compiler.compile_traced(
+      program,
+      mesh,
+      target,
+      cache_dir=pathlib.Path(values.cache_dir).expanduser(),
+    )
+  found, rates = None, []
+  if not any(program.refusal for program in programs.values()):
+    found = decode.fit(service, **programs)
+    text = programs['generate'].hlo
+    moved = traffic.read(text, longest_ring=max(target.shape))
+    for loop in moved.unknown_loops:
+      _say(f'generate: the network is not counted in full: {loop}')
+    rates = [
+      decode.rate(service, found, length, moved.ici_bytes)
+      for length in decode.lengths(service.max_length)
+    ]
+  name = run.model.variant or run.model.path
+  tables.show(decode.show(service, name, programs, found, rates))
+  _write_json(values, decode.as_json(service, programs, found, rates))
+
+
+def _trace_decoding(
+  run: config.GrpoConfig,
+  model: specs.Config,
+  target: chips.Slice,
+  mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, jax.stages.Traced], decode.Service]:
+  """The programs of the run's sampler, and what they are for."""
+  import jax
+  import jax.numpy as jnp
+
+  from qed.models import sharding, specs
+  from qed.planning import decode
+  from qed.rollout import engine, paged_cache
+  from qed.rollout import layout as layouts
+
+  longest = max(run.sampling.max_tokens, run.evaluation.max_tokens)
+  layout = engine.make_layout(
+    max_length=run.problems.max_prompt_tokens + longest,
+    num_parts=mesh.shape['data'],
+    **dataclasses.asdict(run.engine),
+  )
+  dtype = jnp.dtype(run.model.dtype)
+  params = jax.tree.map(
+    lambda spec, place: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=place),
+    specs.declare(model),
+    sharding.param_shardings(model, mesh),
+    is_leaf=specs.is_spec,
+  )
+  held = [
+    math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(params)
+  ]
+  size = layouts.prefill_sizes(layout)[-1][1]
+  prefix = jax.eval_shape(
+    lambda: paged_cache.zeros(model, (size,), layout.kv_dtype)
+  )
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(prefix))
+  sizes = dataclasses.asdict(layout)
+  del sizes['prefill_buckets']
+  service = decode.Service(
+    model=model,
+    target=target,
+    data=mesh.shape['data'],
+    tensor=mesh.shape['tensor'],
+    weight_bytes=sum(held) * dtype.itemsize,
+    prefix_bytes=whole // mesh.shape['tensor'],
+    element_bytes=dtype.itemsize,
+    **sizes,
+  )
+  traced = engine.Engine(model, layout, mesh=mesh, dtype=dtype).trace(params)
+  return traced, service
+
+
 def _publish(
   plans: Sequence[Plan],
   run: RunConfig,
@@ -314,8 +431,13 @@ def _publish(
   )
   shown = [report.ranking(plans, subject)] if values.search else []
   tables.show(shown + report.details(report.best(plans), subject))
+  _write_json(values, report.as_json(plans, subject))
+
+
+def _write_json(values: flags.FlagValues, found: dict[str, Any]) -> None:
+  """Writes --json, if it was given."""
   if values.json:
-    text = json.dumps(report.as_json(plans, subject), indent=2)
+    text = json.dumps(found, indent=2)
     pathlib.Path(values.json).write_text(text + '\n', encoding='utf-8')
 
 

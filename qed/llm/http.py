@@ -209,6 +209,7 @@ class Http:
     params: types.SamplingParams,
     *,
     n: int = 1,
+    group: str = '',
   ) -> list[types.Completion]:
     """Draws `n` independent completions of the prompt's ids, a call for each.
 
@@ -216,8 +217,14 @@ class Http:
     which must run with --logprobs-mode processed_logprobs, as it would else
     give those of temperature 1). A log-probability that it leaves out is NaN,
     and without `versions` that of every token is -1. Members draw with
-    `local.member_seeds`; the calls carry one `group`, by which our server
-    shares the prompt among them.
+    `local.member_seeds`.
+
+    Args:
+      prompt: its ids are what is sent.
+      params: its seed is where those of the members come from.
+      n: members.
+      group: calls that carry the same one share the reading of the prompt, on a
+        server of ours; '': a new one, which the members of this call share.
 
     Returns:
       One completion per member; of a member whose attempts all failed, an empty
@@ -226,7 +233,7 @@ class Http:
     Raises:
       Failure: no member succeeded.
     """
-    group = uuid.uuid4().hex
+    group = group or uuid.uuid4().hex
     results = await asyncio.gather(
       *(
         self._sample_member(prompt, params, seed, group)

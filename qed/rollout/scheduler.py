@@ -321,8 +321,6 @@ class Scheduler:
         function, *args = self._commands.get(timeout=timeout)
       while True:
         function(*args)
-        # Weights among them must not stay alive as long as the next sleep.
-        del function, args
         function, *args = self._commands.get_nowait()
     except queue.Empty:
       return
@@ -339,8 +337,6 @@ class Scheduler:
 
   def _admit(self) -> None:
     """Gives slots to those who have waited longest."""
-    if self._is_tight and self._tenants.num_live:
-      return
     is_busy = self._tenants.num_live or self._started
     allowance = self._max_prefill_tokens if is_busy else math.inf
     while request := (
@@ -444,12 +440,7 @@ class Scheduler:
       self._counts[f'{prefix}steps'] += chunk.tokens.size
 
   def _retract(self, request: Request) -> None:
-    """Sends a request back to the queue with what it has drawn.
-
-    Nobody comes in until somebody is finished, or it would soon be sent back
-    again, each time at the cost of a prefill.
-    """
-    self._is_tight = True
+    """Sends a request back to the queue with what it has drawn."""
     self._counts['retractions'] += 1
     self._requeue(request)
 
@@ -465,7 +456,6 @@ class Scheduler:
     self._counts['restarts'] += 1
     present = self._tenants.requests()
     blamed = self._blamed or present
-    blamed = [x for x in blamed if _is_on_trial(x)] or blamed
     logging.error(
       'the engine failed with %d requests; restart %d in a row',
       len(present),
@@ -491,7 +481,6 @@ class Scheduler:
     self._state = None
     self._reading: _Reading | None = None
     self._blamed = []
-    self._is_tight = False
     self._started: collections.deque[_Started] = collections.deque()
     self._tenants = Tenants(
       self._engine.layout, num_parts=self._engine.num_parts, lag=self._lag
@@ -529,7 +518,6 @@ class Scheduler:
     self._tenants.leave(request)
     self._waiting.remove(request)
     self._waiting.part(request)
-    self._is_tight = False
     if self._reading is not None and self._reading.request is request:
       self._reading = None
     with self._lock:

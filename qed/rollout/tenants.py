@@ -168,14 +168,14 @@ class Tenants:
     return insertions, self._tables[slots, : prefix.num_pages]
 
   def extend(self, num_steps: int) -> int | None:
-    """Gives every slot the pages of its next steps, oldest requests first.
+    """Gives every slot the pages of its next steps.
 
     Returns:
       None, or the part of the pool that has too few left.
     """
     needs = self._pages_of(np.minimum(self._reach + num_steps, self._limit))
     short = np.flatnonzero((self._rows >= 0) & (needs > self._num_pages))
-    for slot in sorted(short, key=self._age):
+    for slot in short:
       part = int(slot) // self._slots_per_part
       have, need = self._num_pages[slot], needs[slot]
       if need - have > self._pools[part].num_free:

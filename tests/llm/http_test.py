@@ -11,7 +11,10 @@ import pytest
 
 from qed import types
 from qed.llm import http, local, wire
+from qed.rollout import scheduler
+from qed.rollout.layout import Layout
 from tests.llm import scripted
+from tests.rollout import http_api_test, toy_engine
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -342,6 +345,49 @@ async def test_members_and_calls_with_neighboring_seeds_share_no_sample():
   assert len(set(seeds)) == 16
   groups = collections.Counter(body['group'] for _, body in script.requests)
   assert list(groups.values()) == [4] * 4
+
+
+async def test_members_that_are_called_one_by_one_share_the_group_given():
+  script = Script(choices())
+  async with scripted.serve(script) as url, client(url) as llm:
+    for seed, group in ((0, '7'), (1, '7'), (2, '8'), (3, ''), (4, '')):
+      params = dataclasses.replace(PARAMS, seed=seed)
+      await llm.sample(PROMPT, params, group=group)
+    await llm.sample(PROMPT, PARAMS, n=2, group='7')
+  groups = [body['group'] for _, body in script.requests]
+  assert groups[:3] == ['7', '7', '8']
+  assert groups[5:] == ['7', '7']
+  # Without one, a call is a group of its own.
+  assert len({*groups[3:5], '', '7', '8'}) == 5
+
+
+async def test_our_server_reads_the_prompt_of_a_group_once():
+  engine = toy_engine.ToyEngine(
+    Layout(
+      num_slots=4,
+      max_length=200,
+      page_size=8,
+      num_pages=101,
+      steps_per_chunk=4,
+      prefill_buckets=(8,),
+      kv_dtype='float32',
+    )
+  )
+  for groups, num_prefills in ((['7'] * 4, 1), (['7', '7', '8', '8'], 2)):
+    engine.calls.clear()
+    with scheduler.Scheduler(engine, toy_engine.params(1)) as served:
+      app = http_api_test.make_app(served)
+      with http_api_test.serving(app) as url:
+        async with client(f'{url}/v1', model='prover') as llm:
+          members = [
+            llm.sample(
+              PROMPT, dataclasses.replace(PARAMS, seed=seed), group=group
+            )
+            for seed, group in enumerate(groups)
+          ]
+          drawn = await asyncio.gather(*members)
+    assert engine.calls['prefill'] == num_prefills
+    assert len({tuple(x.token_ids) for (x,) in drawn}) == 4
 
 
 async def test_what_a_sample_lacks_is_unknown_and_never_zero():

@@ -123,6 +123,26 @@ def test_slots_are_busy_above_90_percent_while_somebody_waits():
   assert stats['finished_length_total'] == 64
 
 
+def test_a_slot_is_taken_again_in_the_chunk_after_its_budget_ends():
+  submitted = threading.Event()
+
+  def hold(operation, call, details):
+    if operation == 'prefill':
+      assert submitted.wait(SECS)
+
+  engine = ToyEngine(layout(), before=hold)
+  with make(engine) as scheduler:
+    streams = [
+      scheduler.submit(np.arange(5), sampling(16, seed=i)) for i in range(64)
+    ]
+    submitted.set()
+    for i, stream in enumerate(streams):
+      expect(stream.result(SECS), np.arange(5), sampling(16, seed=i))
+    wait_for(lambda: scheduler.stats()['slots_busy'] == 0)
+  # 64 requests of 4 chunks in 8 slots; the first ones start a chunk ahead.
+  assert engine.calls['read'] in (32, 33)
+
+
 def test_late_tokens_never_go_to_the_next_owner_of_a_slot():
   engine = ToyEngine(layout(num_slots=3, steps_per_chunk=4))
   asked = random_requests(200, longest=3)
@@ -278,14 +298,17 @@ def test_equal_groups_with_other_prompts_share_nothing():
 
 def test_a_group_shares_its_full_prompt_pages():
   # 41 prompt tokens: 40 are read, 5 full pages; each member adds one page.
-  gate = threading.Event()
+  submitted, gate = threading.Event(), threading.Event()
 
   def hold(operation, call, details):
+    if operation == 'prefill':
+      assert submitted.wait(SECS)
     if operation == 'read':
       assert gate.wait(SECS)
 
   with make(ToyEngine(layout(), before=hold)) as scheduler:
     streams = group(scheduler, np.arange(41), 8, max_tokens=100)
+    submitted.set()
     wait_for(lambda: scheduler.stats()['slots_busy'] == 8)
     wait_for(lambda: scheduler.stats()['pages_free'] == 399 - (5 + 8))
     gate.set()
@@ -327,7 +350,7 @@ def test_retracted_requests_go_on_with_the_same_tokens():
     wait_for(lambda: scheduler.stats()['pages_free'] == 20)
   assert stats['retractions_total'] > 0
   assert stats['restarts_total'] == 0
-  # Nobody comes back before somebody is finished.
+  # About once for each request, and not again and again.
   assert stats['retractions_total'] <= 48
 
 
@@ -728,6 +751,10 @@ def test_a_group_survives_a_failure():
     streams = group(scheduler, np.arange(30), 16)
     for i, stream in enumerate(streams):
       expect(stream.result(SECS), np.arange(30), sampling(20 + i, seed=i))
+    assert scheduler.stats()['restarts_total'] == 1
+  # What was read before the failure is not trusted after it: members without
+  # a token read the prompt again together, the others with what they have.
+  assert engine.calls['prefill'] > 1
 
 
 @pytest.mark.parametrize('operation', ['generate', 'insert'])
@@ -948,23 +975,19 @@ def test_an_idle_scheduler_does_not_poll():
     assert len(turns) <= 1
 
 
-def test_the_host_is_hidden_behind_the_device():
-  """With a lag of one chunk, the time is that of the device."""
-  secs = 0.01
-
-  def slow_host(name, call, details):
-    if name == 'generate':
-      time.sleep(0.005)
-
-  took = {}
-  for lag in (0, 1):
-    engine = ToyEngine(layout(), chunk_secs=secs, before=slow_host)
-    with make(engine, lag=lag) as scheduler:
-      began = time.monotonic()
-      scheduler.submit(np.arange(3), sampling(160)).result(SECS)
-      took[lag] = time.monotonic() - began
-  assert took[0] > 40 * (secs + 0.005)
-  assert took[1] < 40 * (secs + 0.004)
+@pytest.mark.parametrize('lag', [0, 1, 2])
+def test_the_device_has_its_next_chunk_while_the_host_reads_one(lag):
+  engine = ToyEngine(layout())
+  with make(engine, lag=lag) as scheduler:
+    scheduler.submit(np.arange(3), sampling(160)).result(SECS)
+  num_started = num_read = 0
+  for operation in engine.log:
+    if operation == 'generate':
+      num_started += 1
+    elif operation == 'read':
+      num_read += 1
+      assert num_started == min(num_read + lag, 40)
+  assert num_read == 40
 
 
 def test_a_stalled_engine_is_reported(caplog):
@@ -975,10 +998,10 @@ def test_a_stalled_engine_is_reported(caplog):
       gate.wait(SECS)
 
   engine = ToyEngine(layout(), before=hang)
-  with make(engine, stall_secs=0.05) as scheduler:
+  with make(engine, stall_secs=0.4) as scheduler:
     stream = scheduler.submit(np.arange(4), sampling(60))
     wait_for(lambda: scheduler.stats()['stalled'] == 1)
-    assert scheduler.stats()['stalls_total'] == 1
+    assert scheduler.stats()['stalls_total'] >= 1
     assert 'toy_engine.py' in caplog.text
     gate.set()
     expect(stream.result(SECS), np.arange(4), sampling(60))
@@ -986,7 +1009,7 @@ def test_a_stalled_engine_is_reported(caplog):
 
 
 def test_the_first_chunk_may_take_as_long_as_compiling():
-  engine = ToyEngine(layout(), chunk_secs=0.2)
-  with make(engine, stall_secs=0.04, compile_secs=5.0) as scheduler:
+  engine = ToyEngine(layout(), chunk_secs=0.3)
+  with make(engine, stall_secs=0.04, compile_secs=SECS) as scheduler:
     scheduler.submit(np.arange(4), sampling(4)).result(SECS)
     assert scheduler.stats()['stalls_total'] == 0

@@ -79,7 +79,6 @@ class ToyEngine:
     self.calls = {}
     self.before = before or (lambda operation, call, details: None)
     self.chunk_secs, self._ready = chunk_secs, 0.0
-    self.widths = []  # Steps at which something was dispatched: for trap 26.
     self.log = []
 
   def _call(self, operation, details=None):
@@ -152,6 +151,7 @@ class ToyEngine:
       if killed[s]:
         state.slots[s] = None
       if state.slots[s]:
+        assert tables[s].any(), f'slot {s} is live, but nobody has it'
         self._check_pages(s, tables[s][tables[s] > 0])
         self._steps(params, state, s, tables[s], chunk)
     self._ready = max(self._ready, time.monotonic()) + self.chunk_secs
