@@ -1,10 +1,10 @@
 r"""Sampling ahead of the trainer against taking turns, under a slow judge.
 
-  .venv/bin/python -m bench.async_sync [--max_lags 0 1 4] [--out async.json]
+  .venv/bin/python -m bench.async_sync [--max_lags 0 1] [--out async.json]
 
 `qed grpo` on the miniature's problems with the demo's model, untrained, and the
 miniature's judge, whose answers take a lognormal time with a long tail (median
-0.5 s; one in a hundred takes 10 s). Only chance ends a completion, so that the
+0.25 s; one in a hundred takes 5 s). Only chance ends a completion, so that the
 lengths have a long tail, too. Every max_lag gets the same prompts and seeds, in
 a process of its own; sampler and trainer share the one device.
 
@@ -23,11 +23,11 @@ import os
 import pathlib
 import tempfile
 
-PROBLEMS_PER_STEP, GROUP_SIZE = 8, 8
+PROBLEMS_PER_STEP, GROUP_SIZE = 8, 4
 MAX_PROMPT_TOKENS, MAX_TOKENS = 64, 192
 # Two of these tokens end a completion; without a limit it would have 160.
 VOCAB_SIZE = 320
-LATENCY_SECS, LATENCY_SIGMA = 0.5, 1.3
+LATENCY_SECS, LATENCY_SIGMA = 0.25, 1.3
 
 
 def write_material(folder: pathlib.Path, num_problems: int) -> None:
@@ -93,7 +93,7 @@ def make_config(
     # Its window begins with a quarter, which is to be no limit here.
     'judge.max_concurrency': 4 * num_rollouts * (max_lag + 1),
     'packing.row_length': MAX_PROMPT_TOKENS + MAX_TOKENS,
-    'packing.microbatch_counts': (8,),
+    'packing.microbatch_counts': (4,),
     'optim.peak_lr': 1e-5,
     'training.total_steps': num_steps,
     'training.checkpoint_interval_steps': num_steps,
@@ -158,8 +158,8 @@ def measure(
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--max_lags', type=int, nargs='+', default=[0, 1, 4])
-  parser.add_argument('--steps', type=int, default=6, help='that count')
+  parser.add_argument('--max_lags', type=int, nargs='+', default=[0, 1])
+  parser.add_argument('--steps', type=int, default=5, help='that count')
   parser.add_argument('--out', help='a JSON file')
   args = parser.parse_args()
   num_skipped = max(args.max_lags) + 1

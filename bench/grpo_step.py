@@ -141,7 +141,7 @@ async def open_grader(run):
 
 
 def time_qed(folder: pathlib.Path, num_steps: int) -> dict:
-  """Seconds, and mean length of the completions, of each step."""
+  """The seconds of each step, and the mean length of all completions."""
   from qed import cli, grpo
   from qed.training import metrics
 
@@ -154,24 +154,39 @@ def time_qed(folder: pathlib.Path, num_steps: int) -> dict:
     records = metrics.read(pathlib.Path(workdir) / 'metrics.jsonl')
   return {
     'secs': [records[step]['secs/step'] for step in sorted(records)],
-    'lengths': [records[step]['length/mean'] for step in sorted(records)],
+    'mean_length': statistics.mean(
+      records[step]['length/mean'] for step in records
+    ),
   }
 
 
-def time_trl(folder: pathlib.Path, python: str) -> dict:
+def num_prompt_tokens(folder: pathlib.Path) -> int:
+  """Of all prompts together."""
+  from qed.data import tokenizer
+
+  words = tokenizer.load(folder / 'tokenizer')
+  lines = (folder / 'prompts.jsonl').read_text('utf-8').splitlines()
+  return sum(len(words.encode(json.loads(line)['text'])) for line in lines)
+
+
+def time_trl(folder: pathlib.Path, python: str, prompt_tokens: int) -> dict:
   """The same of the other side, and its versions."""
   script = pathlib.Path(__file__).with_name('trl_grpo.py')
   done = subprocess.run(
     [python, script, folder], stdout=subprocess.PIPE, text=True, check=True
   )
-  return json.loads(done.stdout.splitlines()[-1])
+  found = json.loads(done.stdout.splitlines()[-1])
+  # TRL counts a prompt once for each of its completions.
+  tokens = found['completion_tokens'] - GROUP_SIZE * prompt_tokens
+  num_completions = len(found['secs']) * NUM_PROMPTS * GROUP_SIZE
+  return {**found, 'mean_length': tokens / num_completions}
 
 
 def summarize(rounds: list[dict]) -> dict:
-  """Of the steps that count, of all rounds."""
+  """Times of the steps that count, lengths of all."""
   secs = [x for row in rounds for x in row['secs'][NUM_WARM_UP_STEPS:]]
-  lengths = [x for row in rounds for x in row['lengths'][NUM_WARM_UP_STEPS:]]
-  length, median = statistics.mean(lengths), statistics.median(secs)
+  length = statistics.mean(row['mean_length'] for row in rounds)
+  median = statistics.median(secs)
   # Every token is generated once and trained on once.
   return {
     'median_step_secs': median,
@@ -197,10 +212,11 @@ def main():
     folder = pathlib.Path(name)
     with spawn.Pool(1) as pool:
       pool.apply(write_material, (folder, num_steps))
+      prompt_tokens = pool.apply(num_prompt_tokens, (folder,))
     for _ in range(args.rounds):
       with spawn.Pool(1) as pool:
         found['qed'].append(pool.apply(time_qed, (folder, num_steps)))
-      found['trl'].append(time_trl(folder, args.trl_python))
+      found['trl'].append(time_trl(folder, args.trl_python, prompt_tokens))
   sides = {side: summarize(rounds) for side, rounds in found.items()}
   ours, theirs = sides['qed'], sides['trl']
   if (

@@ -154,10 +154,8 @@ def main():
   )
   for row in rows:
     span = f'{row["first"]} .. {row["last"]}'
-    print(
-      f'{span:>17}  {row["count"]:5}  {row["mean"]:.5f}  {row["p99"]:.5f}  '
-      f'{row["max"]:.5f}  {row["bias"]:+.5f}   {row["rounding"]:.5f}'
-    )
+    values = ''.join(f'{row[name]:10.5f}' for name in names)
+    print(f'{span:>17}  {row["count"]:5}{values}')
   if args.out:
     text = json.dumps({'setting': vars(args), 'rows': rows}, indent=2) + '\n'
     pathlib.Path(args.out).write_text(text, encoding='utf-8')

@@ -72,7 +72,7 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'optim.peak_lr': 1e-3,
       'optim.beta2': 0.95,
       'optim.clip_norm': 1.0,
-      'training.total_steps': 40,
+      'training.total_steps': 50,
       'training.logprob_chunk_size': 4096,
       'training.checkpoint_interval_steps': 20,
       'training.eval_interval_steps': 10,

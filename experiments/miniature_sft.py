@@ -4,9 +4,9 @@
 
 The files it names are written by `qed demo`, which also runs this.
 
-Cost: two to three minutes on two CPU cores. No table of the report. What is
+Cost: three to four minutes on two CPU cores. No table of the report. What is
 learnt comes in jumps: the layout of a proof, then what stands in the problem
-(by step 500), then the arithmetic (by step 700). A run that ends before the
+(by step 500), then the arithmetic (by step 900). A run that ends before the
 last jump earns nothing, and reinforcement learning has no signal from it.
 """
 
@@ -46,9 +46,9 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'optim.peak_lr': 4e-3,
       'optim.warmup_frac': 0.05,
       'optim.beta2': 0.95,
-      'training.total_steps': 1_300,
+      'training.total_steps': 1_600,
       'training.logprob_chunk_size': 4_096,
-      'training.checkpoint_interval_steps': 650,
+      'training.checkpoint_interval_steps': 800,
       'training.eval_interval_steps': 0,
     },
   )

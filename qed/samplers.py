@@ -137,7 +137,9 @@ class Remote:
     version, wait_secs = self._version, _FIRST_WAIT_SECS
     while True:
       try:
-        (completion,) = await server.sample(prompt, params)
+        (completion,) = await server.sample(
+          prompt, params, group=str(group)
+        )
         break
       except Failure as error:
         if error.kind in ('rejected', 'forbidden'):
@@ -241,7 +243,9 @@ def _make_engine(run: Run, mesh: Mesh) -> Engine:
   from qed.rollout import engine
 
   config = run.config
-  longest = max(config.sampling.max_tokens, config.evaluation.max_tokens)
+  longest = config.sampling.max_tokens
+  if config.evaluation.paths:
+    longest = max(longest, config.evaluation.max_tokens)
   layout = engine.make_layout(
     max_length=config.problems.max_prompt_tokens + longest,
     num_parts=mesh.shape['data'],

@@ -131,8 +131,10 @@ def assert_complete(workdir):
   for record in found.values():
     assert all(np.isfinite(value) for value in record.values()), record
     assert record['lag/max'] <= 1
-    assert record['rollouts/ungraded'] == 0
-    assert record['mismatch/fresh_max'] < 1e-3
+    # Both may be absent: step 2 finds its rollouts made before step 1 was.
+    assert record.get('rollouts/ungraded', 0) == 0
+    assert record.get('mismatch/fresh_max', 0) < 1e-4
+  assert found[1]['mismatch/fresh_max'] > 0
   book = json.loads((workdir / 'ledger.json').read_text())
   used = book['trained'] + book['stale'] + sum(book['dropped'].values())
   assert book['generated'] == used + book['in_flight']

@@ -29,8 +29,10 @@ class Server:
 
   def __init__(self, *failures, versions=(-1, 4)):
     self.failures, self.versions = [*failures], versions
+    self.groups = []
 
-  async def sample(self, prompt, params):
+  async def sample(self, prompt, params, *, group):
+    self.groups.append(group)
     if self.failures:
       kind = self.failures.pop(0)
       raise Failure(kind, 'as planned', where='here')

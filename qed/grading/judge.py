@@ -235,7 +235,9 @@ class Judge:
     config = self._config
     if self._ask is None:
       raise _NoReply('unreachable', 'The verdict is not on record.')
-    for attempt in range(1, config.max_attempts + 1):
+    # An endpoint that nobody reached has seen no attempt; patience bounds those.
+    attempt = num_unreached = 0
+    while attempt < config.max_attempts:
       try:
         reply, stored = await self._attempt(key, messages, about, usage)
       except TimeoutError as error:
@@ -247,6 +249,11 @@ class Judge:
       if stored is not None:
         return stored
       told = f'{config.base_url}: {reply.kind}: {reply.detail}'
+      if reply.kind == 'connect':
+        num_unreached += 1
+        await asyncio.sleep(_wait_secs(num_unreached))
+        continue
+      attempt += 1
       if reply.kind == 'rejected':
         raise _NoReply('refused', told)
       if (

@@ -48,7 +48,7 @@ class Watchdog:
 
   def end(self) -> None:
     """A turn is over; what comes next may be another, or rest."""
-    self._began = self._reported = None
+    self._began = None
 
   def chunk(self, secs: float) -> None:
     """A chunk has come."""
@@ -64,7 +64,9 @@ class Watchdog:
     return {
       'chunk_secs': statistics.median(secs),
       'chunk_secs_max': max(secs),
-      'stalled': float(self._reported is not None),
+      'stalled': float(
+        self._began is not None and self._began == self._reported
+      ),
       'stalls_total': float(self._num_stalls),
     }
 
@@ -80,8 +82,6 @@ class Watchdog:
       if began is None or began == self._reported:
         continue
       if time.monotonic() - began > limit:
-        self._reported = began
-        self._num_stalls += 1
         logging.error(
           'the engine has not returned for %.0f s (a chunk takes %.3f s); it '
           'hangs, or compiles what was not warmed up. It is here:\n%s',
@@ -89,6 +89,8 @@ class Watchdog:
           self.stats()['chunk_secs'],
           self._stack(),
         )
+        self._num_stalls += 1
+        self._reported = began
 
   def _stack(self) -> str:
     frame = sys._current_frames().get(self._watched.ident)

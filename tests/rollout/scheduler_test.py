@@ -306,15 +306,16 @@ def test_a_group_shares_its_full_prompt_pages():
     if operation == 'read':
       assert gate.wait(SECS)
 
-  with make(ToyEngine(layout(), before=hold)) as scheduler:
+  # Eight that share nothing would not fit.
+  with make(ToyEngine(layout(num_pages=25), before=hold)) as scheduler:
     streams = group(scheduler, np.arange(41), 8, max_tokens=100)
     submitted.set()
     wait_for(lambda: scheduler.stats()['slots_busy'] == 8)
-    wait_for(lambda: scheduler.stats()['pages_free'] == 399 - (5 + 8))
+    wait_for(lambda: scheduler.stats()['pages_free'] == 24 - (5 + 8))
     gate.set()
     for i, stream in enumerate(streams):
       expect(stream.result(SECS), np.arange(41), sampling(100 + i, seed=i))
-    wait_for(lambda: scheduler.stats()['pages_free'] == 399)
+    wait_for(lambda: scheduler.stats()['pages_free'] == 24)
 
 
 def test_a_member_that_leaves_does_not_take_the_shared_pages_along():
@@ -547,6 +548,28 @@ def test_cancelling_frees_the_slot_and_keeps_the_tokens():
     assert not len(waiting.result(SECS).token_ids)
     wait_for(lambda: scheduler.stats()['pages_free'] == 399)
   assert engine.calls['generate'] < 40
+
+
+def test_cancelling_while_the_prompt_is_read_reads_no_further():
+  reached, gate = threading.Event(), threading.Event()
+
+  def hold(operation, call, details):
+    if operation == 'piece' and call == 3:
+      reached.set()
+      assert gate.wait(SECS)
+
+  engine = ToyEngine(layout(prefill_buckets=(8,)), before=hold)
+  with make(engine, max_prefill_tokens=8) as scheduler:
+    running = scheduler.submit(np.arange(3), sampling(200))
+    wait_for(lambda: scheduler.stats()['tokens_total'] > 0)
+    long = scheduler.submit(np.arange(90), sampling(9))
+    assert reached.wait(SECS)
+    long.cancel()
+    gate.set()
+    assert long.result(SECS).finish_reason == 'abort'
+    running.result(SECS)
+  assert engine.calls['piece'] == 3
+  assert engine.calls['insert'] == 1
 
 
 def test_cancelling_twice_or_late_changes_nothing():
@@ -916,12 +939,13 @@ def test_closing_with_a_hung_engine_still_ends_every_request(monkeypatch):
 
   scheduler = make(ToyEngine(layout(), before=hang))
   monkeypatch.setattr('qed.rollout.scheduler._CLOSE_SECS', 0.1)
-  stream = scheduler.submit(np.arange(4), sampling(60))
+  stream = scheduler.submit(np.arange(4), sampling(12))
   wait_for(lambda: scheduler.stats()['chunks_total'] == 2)
   scheduler.close(0.0)
   got = stream.result(0.0)
   assert got.finish_reason == 'abort'
   assert len(got.token_ids) == 8
+  # The engine comes back with the last tokens, too late.
   gate.set()
   scheduler._thread.join(SECS)
   assert stream.result(0.0) is got
@@ -1006,6 +1030,10 @@ def test_a_stalled_engine_is_reported(caplog):
     gate.set()
     expect(stream.result(SECS), np.arange(4), sampling(60))
     wait_for(lambda: scheduler.stats()['stalled'] == 0)
+    # To have nothing to do is no stall.
+    before = scheduler.stats()['stalls_total']
+    time.sleep(0.7)
+    assert scheduler.stats()['stalls_total'] == before
 
 
 def test_the_first_chunk_may_take_as_long_as_compiling():

@@ -107,7 +107,7 @@ class ToyEngine:
       if start + piece < len(ids) - 1:
         yield None
     yield engines.Prefix(
-      entries=entries,
+      entries=(self.calls['init_state'], entries),
       last_token=int(ids[-1]),
       num_tokens=len(ids),
       num_pages=-(-len(entries) // self.layout.page_size),
@@ -118,8 +118,10 @@ class ToyEngine:
     assert len(insertions) > 0
     state = self._use(state)
     size = self.layout.page_size
+    born, entries = prefix.entries
+    assert born == self.calls['init_state'], 'read before a failure'
     padded = np.zeros(prefix.num_pages * size, np.int64)
-    padded[: len(prefix.entries)] = prefix.entries
+    padded[: len(entries)] = entries
     assert pages.shape == (len(insertions), prefix.num_pages)
     for x, row in zip(insertions, pages, strict=True):
       self._check_pages(x.slot, row)
