@@ -137,9 +137,7 @@ class Remote:
     version, wait_secs = self._version, _FIRST_WAIT_SECS
     while True:
       try:
-        (completion,) = await server.sample(
-          prompt, params, group=str(group)
-        )
+        (completion,) = await server.sample(prompt, params, group=str(group))
         break
       except Failure as error:
         if error.kind in ('rejected', 'forbidden'):

@@ -84,6 +84,12 @@ def test_a_group_stays_at_one_server():
     sample(*servers, group=group).versions[0] for group in (0, 1, 2, 3, 1)
   ]
   assert asked == [0, 1, 2, 0, 1]
+  # By its name, so that the server reads the prompt once for all members.
+  assert [server.groups for server in servers] == [
+    ['0', '3'],
+    ['1', '1'],
+    ['2'],
+  ]
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ class Judge:
     config = self._config
     if self._ask is None:
       raise _NoReply('unreachable', 'The verdict is not on record.')
-    # An endpoint that nobody reached has seen no attempt; patience bounds those.
+    # Where nobody was reached, no attempt was made; patience bounds those.
     attempt = num_unreached = 0
     while attempt < config.max_attempts:
       try:
