@@ -59,13 +59,23 @@ def write(folder: str | os.PathLike[str], runs: Sequence[Run]) -> pathlib.Path:
   template = environment.from_string(
     (_ASSETS / 'page.html').read_text(encoding='utf-8')
   )
+  # Steps of different programs are no common axis.
+  programs: dict[str, list[Run]] = {}
+  for run in runs:
+    program = run.config.get('config', {}).get('program', '')
+    programs.setdefault(program, []).append(run)
   panels = [
-    (panel, plots.draw(panel, {run.name: run.metrics for run in runs}))
+    (
+      program if len(programs) > 1 else '',
+      panel,
+      plots.draw(panel, {run.name: run.metrics for run in members}),
+    )
+    for program, members in programs.items()
     for panel in plots.PANELS
   ]
   html = template.render(
     runs=runs,
-    panels=[(panel, svg) for panel, svg in panels if svg],
+    panels=[panel for panel in panels if panel[-1]],
     tables=[_table(run) for run in runs],
     settings=_settings(runs),
     data=_embed([_viewed(run) for run in runs if run.groups]),
