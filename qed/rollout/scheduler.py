@@ -98,7 +98,6 @@ class Scheduler:
       compile_secs: the same, until the first chunk was read.
     """
     self._engine, self._params, self._version = engine, params, version
-    self._newest_version = version  # Accepted, not necessarily in effect.
     self._facts = replacement.facts(params)
     self._lag, self._max_prefill_tokens = lag, max_prefill_tokens
     self._num_steps = engine.layout.steps_per_chunk
@@ -200,26 +199,22 @@ class Scheduler:
 
     Args:
       params: weights like those in use; they must not be donated.
-      version: greater than those before, so that versions never fall within a
-        completion.
+      version: of these weights. Within a run of the trainer it grows; a trainer
+        that restarts from an earlier checkpoint comes with an earlier one.
 
     Returns:
       A future of the version, done once it is in effect.
 
     Raises:
-      ValueError: another tree, shape, dtype or sharding, or an old version.
+      ValueError: another tree, shape, dtype or sharding, or a version below 0.
       RuntimeError: closed, or the engine failed for good.
     """
+    if version < 0:
+      raise ValueError(f'version: expected a step from 0 on, got {version}')
     replacement.check(params, self._facts)
     future: Future = Future()
     with self._lock:
       self._check_open()
-      if version <= self._newest_version:
-        raise ValueError(
-          f'version {version} does not follow {self._newest_version}, the '
-          'newest so far; versions must grow'
-        )
-      self._newest_version = version
       self._updates.add(future)
       self._commands.put((self._swap, params, version, future))
     return future

@@ -516,12 +516,15 @@ def test_weights_that_would_need_compiling_are_refused(wrong, message):
     )
 
 
-def test_an_older_version_is_refused():
+def test_a_trainer_that_went_back_brings_an_older_version():
   with make(version=7) as scheduler:
-    for version in (3, 7):
-      with pytest.raises(ValueError, match='does not follow 7'):
-        scheduler.update_weights(toy_engine.params(2), version)
-    scheduler.update_weights(toy_engine.params(2), 8).result(SECS)
+    with pytest.raises(ValueError, match='from 0 on, got -1'):
+      scheduler.update_weights(toy_engine.params(2), -1)
+    for version in (3, 3, 0):
+      scheduler.update_weights(toy_engine.params(2), version).result(SECS)
+      assert scheduler.version == version
+      completion = scheduler.submit(np.arange(4), sampling(3)).result(SECS)
+      assert completion.versions.tolist() == [version] * 3
 
 
 # Ends of requests.
