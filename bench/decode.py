@@ -296,6 +296,7 @@ def main():
       rate = measure(name, args)
       if rate is not None:
         rates[name].append(rate)
+        print(f'  {name}: {rate:.0f} tokens/s', flush=True)
   medians = {
     name: statistics.median(values) if values else None
     for name, values in rates.items()

@@ -3,17 +3,17 @@ r"""Times the whole GRPO loop against TRL's GRPOTrainer, on CPU.
   python3 -m venv trl_env
   trl_env/bin/pip install torch==2.13.0 trl transformers datasets accelerate
   .venv/bin/python -m bench.grpo_step --trl_python trl_env/bin/python \
-    [--rounds 2] [--steps 6] [--out grpo_step.json]
+    [--rounds 2] [--steps 6] [--max_tokens 64] [--out grpo_step.json]
 
 TRL has an environment of its own, since nothing here needs it and it needs
 PyTorch; throw it away afterwards. Measured with trl 1.16.0.
 
 Both sides train the demo's random Qwen3 in float32 on the same problems: a step
-draws 8 completions of up to 64 tokens for each of 8 prompts, has them rewarded
-by a rule on their ids that takes no time, and updates the weights once, on what
-these weights drew. Ours is `qed grpo` with rollout.max_lag = 0, everything that
-it writes and checks included; only the judge is replaced. TRL's is what one
-writes first: its trainer, with the model's own generate.
+draws 8 completions of up to --max_tokens tokens for each of 8 prompts, has them
+rewarded by a rule on their ids that takes no time, and updates the weights
+once, on what these weights drew. Ours is `qed grpo` with rollout.max_lag = 0,
+everything that it writes and checks included; only the judge is replaced. TRL's
+is what one writes first: its trainer, with the model's own generate.
 
 Each side runs in a process of its own, in alternating rounds. A step is timed
 from the end of the one before; the first of a round compile or warm up and do
@@ -34,7 +34,7 @@ import statistics
 import subprocess
 import tempfile
 
-NUM_PROMPTS, GROUP_SIZE, MAX_TOKENS = 8, 8, 64
+NUM_PROMPTS, GROUP_SIZE = 8, 8
 NUM_WARM_UP_STEPS = 2
 TEMPERATURE = 0.8
 MAX_VOCAB_SIZE = 400
@@ -42,7 +42,9 @@ MAX_PROMPT_TOKENS = 64
 MAX_LENGTH_DEVIATION = 0.15
 
 
-def write_material(folder: pathlib.Path, num_steps: int) -> None:
+def write_material(
+  folder: pathlib.Path, num_steps: int, max_tokens: int
+) -> None:
   """Problems (also as TRL reads them), a random model, and the settings."""
   import jax
   import numpy as np
@@ -84,14 +86,14 @@ def write_material(folder: pathlib.Path, num_steps: int) -> None:
     'num_threads': os.cpu_count(),
     'num_prompts': NUM_PROMPTS,
     'group_size': GROUP_SIZE,
-    'max_tokens': MAX_TOKENS,
+    'max_tokens': max_tokens,
     'temperature': TEMPERATURE,
     'num_steps': num_steps,
   }
   (folder / 'settings.json').write_text(json.dumps(settings), 'utf-8')
 
 
-def make_config(folder: pathlib.Path, num_steps: int):
+def make_config(folder: pathlib.Path, num_steps: int, max_tokens: int):
   """The miniature's config at the sizes of this comparison."""
   from experiments import base, miniature_rl
   from qed import config
@@ -105,18 +107,20 @@ def make_config(folder: pathlib.Path, num_steps: int):
     'rollout.group_size': GROUP_SIZE,
     'rollout.max_groups_in_flight': NUM_PROMPTS,
     'sampling.temperature': TEMPERATURE,
-    'sampling.max_tokens': MAX_TOKENS,
+    'sampling.max_tokens': max_tokens,
     'engine.num_slots': NUM_PROMPTS * GROUP_SIZE,
     'engine.prefill_buckets': (MAX_PROMPT_TOKENS,),
     'optim.peak_lr': 1e-6,
+    # One row a sample: attention over a longer one, mostly masked, costs more
+    # than the padding.
     'packing.num_rows': 8,
-    'packing.row_length': 256,
-    'packing.microbatch_counts': (1, 2, 3, 4),
+    'packing.row_length': MAX_PROMPT_TOKENS + max_tokens,
+    'packing.microbatch_counts': (1, 2, 3, 4, 5, 6, 7, 8),
     'training.total_steps': num_steps,
     'training.checkpoint_interval_steps': num_steps,
     'training.eval_interval_steps': 0,
     'evaluation.paths': (),
-    'evaluation.max_tokens': MAX_TOKENS,
+    'evaluation.max_tokens': max_tokens,
   }
   return config.build(base.override(miniature_rl.get_config(), values))
 
@@ -140,14 +144,16 @@ async def open_grader(run):
   yield preparation.Grader(grade, wait_ready)
 
 
-def time_qed(folder: pathlib.Path, num_steps: int) -> dict:
+def time_qed(folder: pathlib.Path, num_steps: int, max_tokens: int) -> dict:
   """The seconds of each step, and the mean length of all completions."""
   from qed import cli, grpo
   from qed.training import metrics
 
   with tempfile.TemporaryDirectory() as workdir:
     code = grpo.train(
-      make_config(folder, num_steps), workdir, open_grader=open_grader
+      make_config(folder, num_steps, max_tokens),
+      workdir,
+      open_grader=open_grader,
     )
     if code != cli.DONE:
       raise SystemExit(f'our side ended with code {code}')
@@ -203,6 +209,7 @@ def main():
   )
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--steps', type=int, default=6, help='per round')
+  parser.add_argument('--max_tokens', type=int, default=64)
   parser.add_argument('--out', help='a JSON file')
   args = parser.parse_args()
   num_steps = NUM_WARM_UP_STEPS + args.steps
@@ -211,11 +218,13 @@ def main():
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     with spawn.Pool(1) as pool:
-      pool.apply(write_material, (folder, num_steps))
+      pool.apply(write_material, (folder, num_steps, args.max_tokens))
       prompt_tokens = pool.apply(num_prompt_tokens, (folder,))
     for _ in range(args.rounds):
       with spawn.Pool(1) as pool:
-        found['qed'].append(pool.apply(time_qed, (folder, num_steps)))
+        found['qed'].append(
+          pool.apply(time_qed, (folder, num_steps, args.max_tokens))
+        )
       found['trl'].append(time_trl(folder, args.trl_python, prompt_tokens))
   sides = {side: summarize(rounds) for side, rounds in found.items()}
   ours, theirs = sides['qed'], sides['trl']
@@ -227,7 +236,7 @@ def main():
     'cores': os.cpu_count(),
     'num_prompts': NUM_PROMPTS,
     'group_size': GROUP_SIZE,
-    'max_tokens': MAX_TOKENS,
+    'max_tokens': args.max_tokens,
     'versions': {name: found['trl'][0][name] for name in ('trl', 'torch')},
     **sides,
     'speedup': ours['tokens_per_sec'] / theirs['tokens_per_sec'],

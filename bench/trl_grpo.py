@@ -80,7 +80,6 @@ def main() -> None:
         'trl': trl.__version__,
         'torch': torch.__version__,
         'completion_tokens': trainer.state.num_input_tokens_seen,
-        'lengths': trainer._metrics['train'].get('completions/mean_length', []),
       }
     )
   )

@@ -75,7 +75,8 @@ class Prompt:
 
   problem_id: str
   messages: tuple[Message, ...]
-  token_ids: np.ndarray  # int32 [num_prompt_tokens]
+  # int32 [num_prompt_tokens]; empty for an endpoint that is sent the messages.
+  token_ids: np.ndarray
   kind: PromptKind = 'plain'
   turn: int = 0
 
@@ -101,6 +102,10 @@ class Completion:
   versions: np.ndarray  # int32 [n], of the weights that drew each token.
   text: str
   finish_reason: FinishReason
+  # Of an endpoint that tells no ids, for which the arrays are empty:
+  # 'prompt_tokens', 'completion_tokens', 'reasoning_tokens'. Else None: count
+  # the ids.
+  usage: Mapping[str, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
