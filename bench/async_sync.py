@@ -35,10 +35,9 @@ def write_material(folder: pathlib.Path, num_problems: int) -> None:
   import jax
   import numpy as np
 
-  from qed import demo
   from qed.data import problems as files
   from qed.data import tokenizer
-  from qed.miniature import problems
+  from qed.miniature import model, problems
   from qed.models import hf, qwen3
 
   chains = problems.draw_distinct(
@@ -52,7 +51,7 @@ def write_material(folder: pathlib.Path, num_problems: int) -> None:
   words.save(folder / 'tokenizer')
   config = qwen3.Config.from_hf(
     {
-      **demo._MODEL,
+      **model.CONFIG,
       'vocab_size': words.vocab_size,
       'eos_token_id': words.eos_id,
       'pad_token_id': words.pad_id,

@@ -54,6 +54,7 @@ def main() -> None:
       ),
       num_generations=settings['group_size'],
       max_completion_length=settings['max_tokens'],
+      generation_kwargs={'min_new_tokens': settings['max_tokens']},
       temperature=settings['temperature'],
       top_k=0,
       max_steps=settings['num_steps'],

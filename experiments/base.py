@@ -95,6 +95,7 @@ def grpo() -> ConfigDict:
   )
   config.rollout = dict(
     problems_per_step=64,
+    states_per_problem=0,
     group_size=16,  # 2 to 3 % of the problems are then left without a success.
     max_lag=5,  # The paper's bound; the released configuration has none.
     driver='scheduler',
@@ -104,6 +105,27 @@ def grpo() -> ConfigDict:
     zero_signal='keep',  # As published: they still have the entropy bonus.
     mask_truncated=False,
   )
+  config.cache = _reasoning_cache()
+  config.summarizer = dict(
+    source='policy',
+    path='',
+    chat_style='instruct',
+    max_prompt_tokens=53_504,  # Problem, old summary, reasoning and the rest.
+    base_url='',
+    model='',
+    api_key_env='',
+    effort='',
+    connect_secs=10.0,
+    deadline_secs=600.0,
+    max_attempts=4,
+    max_concurrency=128,
+  )
+  config.replay = dict(
+    max_summaries=0,
+    start_frac=1.0,
+    max_age_steps=0,
+    max_turn=0,
+  )
   config.sampling = dict(
     temperature=0.8,
     top_p=1.0,
@@ -112,8 +134,13 @@ def grpo() -> ConfigDict:
   )
   config.sampler = dict(
     placement='remote',
-    data=-1,
-    tensor=1,
+    # Heads over all devices, which 1, 2, 4 and 8 can share (Qwen3-4B has 8 key
+    # and value heads); of 16, let data be 2 and tensor 8. Over `data` weights
+    # are gathered at every step: for 8 chips of v6e, 64 slots of 1,024 tokens,
+    # `qed plan` has 36,093 to 47,359 tokens/s with tensor=8, and 1,430 to
+    # 11,330 with data=8, whose memory holds less than half of the pages.
+    data=1,
+    tensor=-1,
     urls=('http://localhost:8001/v1',),
     model='policy',
     api_key_env='',
@@ -229,6 +256,153 @@ def grpo() -> ConfigDict:
   return config
 
 
+def grpo_rc() -> ConfigDict:
+  """GRPO that starts from the states of a reasoning cache.
+
+  As in the report from the SFT model; the released configuration has published
+  weights, for which there is an arm in rc_init.py.
+  """
+  config = grpo()
+  config.problems.prompt = config.cache.reason_prompt
+  # Problem, summary and the words around them.
+  config.problems.max_prompt_tokens = 3_840
+  # 64 groups as in plain GRPO: two of the four states of each problem.
+  config.rollout.problems_per_step = 32
+  config.rollout.states_per_problem = 2
+  # Of the published model, whose thinking mode would think before it sums up.
+  config.summarizer.source = 'endpoint'
+  config.summarizer.base_url = 'http://localhost:8002/v1'
+  config.summarizer.model = 'Qwen/Qwen3-4B-Instruct-2507'
+  config.packing.row_length = 53_248  # Published as 53,000.
+  return config
+
+
+def _reasoning_cache() -> dict[str, Any]:
+  """Three turns, in training as at test time."""
+  return dict(
+    num_turns=3,
+    mode='replace',
+    reason_prompt='cache_reason',
+    summarize_prompt='cache_summarize',
+    summary=dict(
+      temperature=0.7,
+      top_p=0.8,
+      top_k=20,
+      max_tokens=2_048,
+    ),
+  )
+
+
+def _scaffolds() -> dict[str, Any]:
+  """What each scaffold does with more than one completion."""
+  return dict(
+    single=dict(solve='prove'),
+    best_of_n=dict(
+      # 40 calls, as RSA has 39; the paper compares with none of this kind.
+      num_solutions=8,
+      num_verifications=4,
+      solve='prove',
+      verify='scaffold_best_of_n_verify',
+    ),
+    rsa=dict(
+      # Those of the main result: 8 + 24 + 7 = 39 calls. Its own paper has 16
+      # solutions, blocks of 4 and 9 rounds, and ends with a random solution.
+      num_solutions=8,
+      num_rounds=3,
+      block_size=3,
+      selection='knockout',
+      solve='prove',
+      merge='scaffold_rsa_merge',
+      select='scaffold_rsa_select',
+    ),
+    selfcheck=dict(
+      # As published by Huang and Yang, but for their restarts.
+      num_passes=5,
+      max_failures=10,
+      max_iterations=30,
+      solve='prove',
+      improve='scaffold_selfcheck_improve',
+      verify='scaffold_selfcheck_verify',
+      confirm='scaffold_selfcheck_confirm',
+      correct='scaffold_selfcheck_correct',
+    ),
+    deepseek_math=dict(
+      # QED-Nano's: at most 60 calls. The paper of DeepSeekMath-V2 has 64
+      # proofs, 64 verifications, 8 analyses and 15 rounds.
+      num_solutions=4,
+      num_verifications=4,
+      num_analyses=2,
+      num_rounds=2,
+      solve='scaffold_deepseek_math_solve',
+      verify='scaffold_deepseek_math_verify',
+      refine='scaffold_deepseek_math_refine',
+    ),
+    nomos=dict(
+      # QED-Nano's: at most 44 calls. The original stops at 4 perfect solutions
+      # and keeps 8.
+      num_solutions=16,
+      min_perfect=8,
+      max_kept=12,
+      solve='prove',
+      score='scaffold_nomos_score',
+      consolidate='scaffold_nomos_consolidate',
+      compare='scaffold_nomos_compare',
+    ),
+  )
+
+
+def _solver() -> dict[str, Any]:
+  """A model behind a server for chat."""
+  return dict(
+    kind='chat',
+    base_url='http://localhost:8001/v1',
+    model='',
+    api_key_env='',
+    effort='',
+    sends_seed=True,
+    path='',
+    chat_style='thinking',
+    roles=(),
+    connect_secs=10.0,
+    deadline_secs=7_200.0,  # For 49,152 tokens at 7 a second.
+    max_attempts=4,
+    max_concurrency=64,
+    dtype='bfloat16',
+    max_prompt_tokens=65_536,  # A problem and a few long proofs.
+    engine=dict(
+      num_slots=16,
+      page_size=128,
+      # 131,072 tokens, one longest call and something: 19 GB of cache for
+      # Qwen3-4B in bfloat16.
+      num_pages=1_024,
+      steps_per_chunk=8,
+      prefill_buckets=(256, 1_024, 4_096),
+      kv_dtype='bfloat16',
+    ),
+  )
+
+
+def solving() -> ConfigDict:
+  """One problem, with the scaffold and the sampling of the main result."""
+  config = ConfigDict()
+  config.program = 'solve'
+  config.scaffold = 'rsa'
+  config.scaffolds = dict(reasoning_cache=_reasoning_cache(), **_scaffolds())
+  config.solver = _solver()
+  config.sampling = dict(  # As published for evaluation.
+    temperature=0.8, top_p=0.95, top_k=20, max_tokens=49_152
+  )
+  config.budget = dict(
+    max_tokens=0,
+    max_usd=0.0,
+    max_secs=0.0,
+    usd_per_million_prompt=0.0,
+    usd_per_million_completion=0.0,
+  )
+  config.seed = 0
+  return config
+
+
 def judging() -> ConfigDict:
   """The judge that trains, compared with people on MathArena's contests."""
   config = ConfigDict()
@@ -247,6 +421,178 @@ def judging() -> ConfigDict:
     seed=0,
   )
   return config
+
+
+def evaluation() -> ConfigDict:
+  """QED-Nano without a scaffold on IMO-ProofBench, graded as in the report."""
+  config = solving()
+  config.program = 'evaluate'
+  config.model_name = 'QED-Nano'
+  config.scaffold = 'single'
+  config.solver.model = 'lm-provers/QED-Nano'
+  config.benchmark = dict(
+    name='imo_proofbench',
+    path='data/imo_proofbench_v2.csv',
+    split='',
+    content='',
+    max_problems=0,
+    num_attempts=3,
+    max_in_flight=64,  # As many as calls, for the last calls of RSA go alone.
+    max_passes=3,
+    pass_score=6,  # Almost: what people count as solved.
+    second_opinion=True,
+  )
+  config.judge = grpo().judge
+  config.judge.update(
+    base_url='https://generativelanguage.googleapis.com/v1beta/openai',
+    api_key_env='GEMINI_API_KEY',
+    model='gemini-3-pro-preview',
+    effort='',
+    max_tokens=130_000,
+    template='imo_proofbench',  # For the other benchmarks proofbench_strict.
+    with_reference=True,
+    max_concurrency=32,
+    usd_per_million_prompt=2.0,
+    usd_per_million_completion=12.0,
+  )
+  return config
+
+
+def curation() -> ConfigDict:
+  """Raw problems of forums and contests -> problems to practise on."""
+  config = ConfigDict()
+  config.program = 'curate'
+  config.model_stages = (
+    'quality',
+    'rubrics',
+    'difficulty',
+    'selection',
+    'teacher',
+    'prefixes',
+  )
+  config.sources = dict(
+    # Official solutions before those of a forum.
+    olympiads=('data/olympiads/train.parquet',),
+    aops=('data/aops/train.parquet',),
+    fineproofs_rl=(),
+    fineproofs_sft=(),
+    imobench=(),
+    own=(),
+    licenses=('olympiads=see its card', 'aops=see its card'),
+    malformed='skip',
+  )
+  # Of this and the next two sections nothing is published.
+  config.filters = dict(
+    min_statement_chars=30,
+    min_answer_chars=6,
+    min_solution_words=25,
+    min_deduction_share=0.008,
+    easy_contests=(
+      'AMC',
+      'AMC 8',
+      'AMC 10',
+      'AMC 12',
+      'AHSME',
+      'AJHSME',
+      'MATHCOUNTS',
+      'Kangaroo',
+      'UK JMC',
+      'BmMT',
+    ),
+  )
+  config.duplicates = dict(
+    shingle_size=3,
+    sketch_size=24,
+    min_shared=3,
+    max_common=24,
+    min_ratio=0.9,
+    min_overlap=0.75,
+  )
+  # Set on IMO-Bench with planted copies: bench/decontaminate.py.
+  config.decontamination = dict(
+    benchmarks=(
+      'data/imobench/proofbench_v2.csv',
+      'data/imobench/answerbench_v2.csv',
+      'data/proofbench/train.parquet',
+    ),
+    min_ratio=0.78,
+    min_renamed_ratio=0.88,
+    common_share=0.03,
+    boilerplate_weight=0.7,
+    min_overlap=0.6,
+    min_content=0.74,
+    min_content_chars=40,
+    shingle_size=3,
+    min_shingles=8,
+    review_margin=0.04,
+    last_year=2024,  # As published.
+    cleared=(),
+    num_threads=1,
+  )
+  config.quality = dict(
+    template='curate_quality',
+    # Published: "difficulty" and "computational" were too noisy to use.
+    drop_flags=('incomplete', 'gaps', 'wrong', 'disagreement'),
+    max_draws=2,
+    writer=_writer('gpt-5-nano', 'https://api.openai.com/v1', 'OPENAI_API_KEY'),
+  )
+  config.quality.writer.effort = 'low'  # Published as minimal.
+  gemini = 'https://generativelanguage.googleapis.com/v1beta/openai'
+  config.rubrics = dict(
+    template='curate_rubric',
+    repair_template='curate_rubric_repair',
+    max_repairs=2,
+    writer=_writer('gemini-3-pro-preview', gemini, 'GEMINI_API_KEY'),
+  )
+  config.difficulty = dict(
+    prompt='prove',
+    num_rollouts=128,
+    min_graded_frac=0.48,  # The released file has 62 of 128 at the least.
+    pass_score=6,
+    writer=_writer('Qwen/Qwen3-4B-Thinking-2507', 'http://localhost:8001/v1'),
+  )
+  config.difficulty.writer.sampling.temperature = 0.8  # As in training.
+  config.difficulty.writer.sampling.max_tokens = 49_152
+  config.difficulty.writer.max_concurrency = 512
+  config.selection = dict(
+    max_mean_reward=0.8,  # The published bound is not known.
+    min_pass_rate=1e-9,  # At least one success, as published.
+    max_pass_rate=1.0,
+    num_bins=10,
+    tail_decay=0.85,
+  )
+  config.teacher = dict(
+    prompt='{{problem}}',  # Published: nothing but the problem.
+    num_solutions=2,
+    writer=_writer('deepseek-ai/DeepSeek-Math-V2', 'http://localhost:30000/v1'),
+  )
+  config.teacher.writer.sampling.max_tokens = 124_928
+  config.teacher.writer.deadline_secs = 7_200.0
+  config.teacher.writer.max_concurrency = 256
+  # POPE: prefixes up to a quarter of the proof.
+  config.prefixes = dict(
+    template='guided',
+    num_parts=16,
+    max_parts=4,
+    num_rollouts=16,
+  )
+  config.judge = grpo().judge
+  return config
+
+
+def _writer(model: str, base_url: str, api_key_env: str = '') -> dict[str, Any]:
+  """A model behind an endpoint, sampled as it comes."""
+  return dict(
+    base_url=base_url,
+    model=model,
+    api_key_env=api_key_env,
+    effort='',
+    sampling=dict(temperature=1.0, top_p=1.0, top_k=0, max_tokens=65_536),
+    connect_secs=10.0,
+    deadline_secs=3_600.0,
+    max_attempts=4,
+    max_concurrency=32,
+  )
 
 
 def override(config: ConfigDict, arm: Mapping[str, Any]) -> ConfigDict:

@@ -51,6 +51,7 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'sampling.max_tokens': 72,
       'sampler.placement': 'shared',
       'sampler.data': 1,
+      'sampler.tensor': 1,  # Two heads are not worth dividing.
       'sampler.urls': (),
       'engine.num_slots': 128,
       'engine.page_size': 32,

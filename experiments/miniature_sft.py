@@ -17,6 +17,18 @@ from experiments import base
 ARMS = {
   'baseline': {},
   'low_lr': {'optim.peak_lr': 1e-3},
+  # Of `qed demo --full`: reasoning, and what scaffolds ask for.
+  'roles': {
+    'model.path': 'runs/demo-full/model',
+    'data.paths': ('runs/demo-full/traces.jsonl',),
+    'data.chat_style': 'thinking',
+    'data.prompt': '{{problem}}\n',
+    'data.samples_per_step': 12,
+    # Reasoning about many steps is learnt as far as it goes.
+    'data.overlong': 'truncate',
+    'packing.num_rows': 4,
+    'packing.row_length': 320,
+  },
 }
 
 

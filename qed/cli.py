@@ -17,11 +17,15 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from qed import config, schema
+
+if TYPE_CHECKING:
+  import asyncio
 
 DONE = 0
 USAGE = 2
@@ -38,6 +42,10 @@ PROGRAMS = {
     'qed.hub:import_main',
     'a Hugging Face folder -> a checkpoint',
   ),
+  'curate': (
+    'qed.curate:main',
+    'raw problems of forums and contests -> a training set',
+  ),
   'sft': (
     'qed.sft:main',
     'supervised fine-tuning on teacher proofs',
@@ -53,6 +61,18 @@ PROGRAMS = {
   'grpo': (
     'qed.grpo:main',
     'reinforcement learning on proofs that a judge grades',
+  ),
+  'fetch': (
+    'qed.fetch:main',
+    'public benchmarks, downloaded and checked',
+  ),
+  'evaluate': (
+    'qed.evaluate:main',
+    'a model with a scaffold on a benchmark, graded',
+  ),
+  'solve': (
+    'qed.solve:main',
+    'one problem -> one proof, with a scaffold',
   ),
   'export': (
     'qed.hub:export_main',
@@ -87,6 +107,9 @@ A first run, from published weights and back:
   qed sft --config=experiments/sft_main.py --workdir=runs/sft
   qed serve --checkpoint=runs/sft/checkpoints --port=8001
   qed grpo --config=experiments/rl_main.py --workdir=runs/rl
+  qed solve --problem=problem.md --scaffold=rsa --llm=http://localhost:8001/v1
+  qed fetch imo_proofbench
+  qed evaluate --config=experiments/eval_main.py --workdir=runs/eval
   qed export runs/sft/checkpoints exports/my-prover
   qed plan --config=experiments/sft_main.py --topology=v5p:2x4x4
   qed report runs/sft
@@ -106,14 +129,15 @@ with a colon, and change single values with their dotted path:
 
 The same command with the same --workdir goes on where it was stopped.
 
-Exit codes: 0 done; 2 wrong usage or config, told within a second; 42 the state
-is saved and the command should be started again; 1 a bug."""
+Exit codes: 0 done; 2 wrong usage or config, told within a second, or a limit of
+the config that a run has reached; 42 the state is saved and the command should
+be started again; 1 a bug."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program that argv[1] names; returns its exit code."""
   name, *arguments = (sys.argv if argv is None else argv)[1:] or ['']
-  listed = '\n'.join(f'  {key:8}{text}' for key, (_, text) in PROGRAMS.items())
+  listed = '\n'.join(f'  {key:9}{text}' for key, (_, text) in PROGRAMS.items())
   if name in ('--help', '-h', 'help', ''):
     usage = _USAGE.format(programs=listed)
     print(usage, file=sys.stdout if name else sys.stderr)
@@ -201,7 +225,7 @@ def parse_config(
   *,
   run: type,
   usage: str,
-) -> config.SftConfig | config.GrpoConfig | config.JudgeRunConfig:
+) -> config.RunConfig:
   """Reads --config=FILE[:ARM], its overrides and the flags of a program.
 
   Args:
@@ -274,6 +298,31 @@ def load_config(source: str) -> ConfigDict:
     raise app.UsageError(
       f'--config={source}: {where}: {type(error).__name__}: {error}'
     ) from error
+
+
+async def until_sigterm(task: asyncio.Future[Any]) -> bool:
+  """Waits for a task, which SIGTERM cancels; whether it ended before."""
+  import asyncio  # Most mistakes are told without it.
+  import signal
+
+  terminated = False
+
+  def terminate() -> None:
+    nonlocal terminated
+    terminated = True
+    task.cancel()
+
+  loop = asyncio.get_running_loop()
+  loop.add_signal_handler(signal.SIGTERM, terminate)
+  try:
+    await task
+  except asyncio.CancelledError:
+    if not terminated:  # It was Ctrl-C.
+      raise
+    return False
+  finally:
+    loop.remove_signal_handler(signal.SIGTERM)
+  return True
 
 
 def check_paths(*paths: tuple[str, str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,22 @@ Fraction = Annotated[float, Rule(lambda x: 0 <= x < 1, 'from 0 to below 1')]
 Share = Annotated[float, Rule(lambda x: 0 <= x <= 1, 'from 0 to 1')]
 Name = Annotated[str, Rule(bool, 'not empty')]
 Paths = Annotated[tuple[str, ...], Rule(bool, 'at least one file')]
+# Of curation, in their order.
+_MODEL_STAGES = (
+  'quality',
+  'rubrics',
+  'difficulty',
+  'selection',
+  'teacher',
+  'prefixes',
+)
+ModelStages = Annotated[
+  tuple[str, ...],
+  Rule(
+    lambda names: names == tuple(n for n in _MODEL_STAGES if n in names),
+    f'some of {", ".join(_MODEL_STAGES)}, in this order',
+  ),
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +225,9 @@ class RolloutConfig:
   """How much is sampled for a step, and how old it may be."""
 
   problems_per_step: Positive
+  # Groups of a problem, each of which starts from another of the states that
+  # `cache.num_turns` turns lead through; 0: one group, from the problem alone.
+  states_per_problem: NonNegative
   # Rollouts of one prompt; an advantage compares at least two.
   group_size: Annotated[int, Rule(lambda n: n > 1, 'at least 2')]
   # In optimiser steps; 0: synchronous, -1: unbounded.
@@ -226,15 +246,20 @@ class RolloutConfig:
   # out of their group's baseline.
   mask_truncated: bool
 
+  @property
+  def groups_per_step(self) -> int:
+    """That a step is trained on."""
+    return self.problems_per_step * max(1, self.states_per_problem)
+
   def __post_init__(self):
     schema.check_fields(self)
     schema.require(
       self,
       (
         'max_groups_waiting',
-        self.max_groups_waiting >= self.problems_per_step,
-        'must be at least rollout.problems_per_step = '
-        f'{self.problems_per_step}, which a step waits for',
+        self.max_groups_waiting >= self.groups_per_step,
+        f'must be at least the {self.groups_per_step} groups that a step waits '
+        'for',
       ),
     )
 
@@ -343,6 +368,78 @@ class SamplingConfig:
   top_p: Annotated[float, Rule(lambda p: 0 < p <= 1, 'above 0 and at most 1')]
   top_k: NonNegative  # 0 keeps every token.
   max_tokens: Positive  # Of a completion.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningCacheConfig:
+  """Turns of reasoning, each from a summary of the turns before.
+
+  Training and evaluation read the same section.
+  """
+
+  num_turns: Positive
+  # What becomes of the summary when a turn has brought a new one.
+  mode: Literal['replace', 'append']
+  # Templates of data/texts, or texts with their slots:
+  reason_prompt: Name  # problem, summary
+  summarize_prompt: Name  # problem, summary, reasoning
+  summary: SamplingConfig  # How summaries are drawn.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SummarizerConfig:
+  """Who writes the summaries that states of a reasoning cache are, in training.
+
+  They are never trained on.
+  """
+
+  # The policy as it is; weights of their own, in this process; or a chat
+  # endpoint.
+  source: Literal['policy', 'frozen', 'endpoint']
+  path: str  # Of the frozen weights, a checkpoint or Hugging Face folder.
+  chat_style: Literal['thinking', 'instruct', 'base']
+  # Of what it is asked; reasoning that does not fit is cut off at its end.
+  max_prompt_tokens: Positive
+  base_url: str  # Of the endpoint, which ends in /v1; '': there is none.
+  model: str  # By which it is asked.
+  api_key_env: str  # The environment variable with its key; '': no key.
+  effort: Literal['', 'low', 'medium', 'high']  # '': not sent.
+  connect_secs: PositiveFloat
+  deadline_secs: PositiveFloat  # Of one call.
+  max_attempts: Positive
+  max_concurrency: Positive  # Calls in flight, at most.
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    schema.require(
+      self,
+      (
+        'path',
+        bool(self.path) == (self.source == 'frozen'),
+        "names the weights with summarizer.source = 'frozen', and is '' "
+        f'otherwise (it is {self.source!r})',
+      ),
+      (
+        'base_url',
+        bool(self.base_url and self.model) == (self.source == 'endpoint'),
+        "and summarizer.model are given with summarizer.source = 'endpoint' "
+        f"alone (it is {self.source!r}), and '' otherwise",
+      ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayConfig:
+  """Summaries of earlier epochs, from which the turns of a problem go on."""
+
+  max_summaries: NonNegative  # Of each problem, the newest; 0: no replay.
+  start_frac: Share  # Of the problems that have one, those that go on from it.
+  max_age_steps: NonNegative  # Older ones are purged; 0: none is.
+  max_turn: NonNegative  # Later ones are not kept; 0: all are.
 
   __post_init__ = schema.check_fields
 
@@ -526,6 +623,425 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetConfig:
+  """What one attempt at one problem may take; 0: no limit."""
+
+  max_tokens: NonNegative  # Of all its completions together.
+  max_usd: NonNegativeFloat  # At the prices below.
+  # From its first call on, or from a restart; what is not done is given up.
+  max_secs: NonNegativeFloat
+  usd_per_million_prompt: NonNegativeFloat
+  usd_per_million_completion: NonNegativeFloat
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    prices = self.usd_per_million_prompt + self.usd_per_million_completion
+    rule = 'needs a price above 0, or else it limits nothing'
+    schema.require(self, ('max_usd', not self.max_usd or prices > 0, rule))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SingleConfig:
+  """One completion."""
+
+  solve: Name  # A template (qed/data/templates.py), as in all scaffolds.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BestOfNConfig:
+  """Independent proofs, of which a verifier's marks choose one."""
+
+  num_solutions: Positive
+  num_verifications: Positive  # Of each.
+  solve: Name  # The templates: of a proof,
+  verify: Name  # and of its mark.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RsaConfig:
+  """Recursive self-aggregation: rounds of merging, then a selection."""
+
+  # The selection knows its candidates by letter.
+  num_solutions: Annotated[int, Rule(lambda n: 1 <= n <= 26, 'from 1 to 26')]
+  num_rounds: NonNegative
+  block_size: Positive  # Different solutions that are merged into one.
+  # Two at a time until one is left, or all in one call.
+  selection: Literal['knockout', 'single']
+  solve: Name  # The templates: of a first solution,
+  merge: Name  # of one made from a block,
+  select: Name  # and of a choice between some.
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    rule = f'must be at most num_solutions = {self.num_solutions}'
+    fits = self.block_size <= self.num_solutions
+    schema.require(self, ('block_size', fits, rule))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SelfcheckConfig:
+  """A proof that is verified and corrected until it passes."""
+
+  num_passes: Positive  # In a row, for a proof to be accepted.
+  max_failures: Positive  # In a row, until it is given up.
+  max_iterations: Positive
+  solve: Name  # The templates: of a draft,
+  improve: Name  # of the proof that is made of it,
+  verify: Name  # of a report on a proof,
+  confirm: Name  # of whether a report is good,
+  correct: Name  # and of a proof that answers a report.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeepseekMathConfig:
+  """Proofs that are verified several times, and the best of them refined."""
+
+  num_solutions: Positive  # At first, and that a round refines.
+  num_verifications: Positive  # Of each proof.
+  num_analyses: Positive  # Verifications that a refinement is shown.
+  num_rounds: NonNegative  # Of refinement, at most.
+  # Templates of data/texts, or texts with their slots:
+  solve: Name  # problem
+  verify: Name  # problem, proof
+  refine: Name  # problem, proof, analyses
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    schema.require(
+      self,
+      (
+        'num_analyses',
+        self.num_analyses <= self.num_verifications,
+        f'must be at most num_verifications = {self.num_verifications}',
+      ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NomosConfig:
+  """Proofs that are scored, sorted by their conclusion, and compared."""
+
+  num_solutions: Positive
+  min_perfect: Positive  # So many proofs with all points, and only such stay.
+  max_kept: Positive  # Proofs that stay after scoring.
+  # Templates of data/texts, or texts with their slots:
+  solve: Name  # problem
+  score: Name  # problem, proof
+  consolidate: Name  # problem, submissions
+  compare: Name  # problem, first, second
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WriterConfig:
+  """A model that reads and writes for curation."""
+
+  base_url: str  # Of an OpenAI-compatible chat endpoint; '': there is none.
+  model: str  # By which it is asked.
+  api_key_env: str  # The environment variable with its key; '': no key.
+  effort: Literal['', 'low', 'medium', 'high']  # '': not sent.
+  sampling: SamplingConfig
+  connect_secs: PositiveFloat
+  deadline_secs: PositiveFloat  # Of one call.
+  max_attempts: Positive
+  max_concurrency: Positive  # Calls in flight, at most.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SourcesConfig:
+  """Where problems come from; of equal ones, the first source's is kept."""
+
+  olympiads: tuple[str, ...]  # Each: jsonl, csv or parquet files.
+  aops: tuple[str, ...]
+  fineproofs_rl: tuple[str, ...]
+  fineproofs_sft: tuple[str, ...]
+  imobench: tuple[str, ...]
+  own: tuple[str, ...]
+  licenses: tuple[str, ...]  # SOURCE=LICENSE, for the data card.
+  malformed: Literal['skip', 'refuse']  # A line that cannot be read.
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    names = [field.name for field in dataclasses.fields(self)][:6]
+    used = [name for name in names if getattr(self, name)]
+    known = [line.partition('=')[0] for line in self.licenses]
+    schema.require(
+      self,
+      ('own', bool(used), 'there is no file of any source to read'),
+      (
+        'licenses',
+        set(used) <= set(known) <= set(names),
+        f'must say SOURCE=LICENSE of {used}, and of no other than {names}',
+      ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FiltersConfig:
+  """What is no proof problem for a model that reads text."""
+
+  min_statement_chars: NonNegative  # White space not counted.
+  min_answer_chars: Positive  # Of an answer that is looked for in a statement.
+  min_solution_words: NonNegative
+  # Words of deduction ('hence', 'suppose') among the words of a solution.
+  min_deduction_share: Share
+  easy_contests: tuple[str, ...]  # Words of an origin or a tag.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DuplicatesConfig:
+  """When two problems of the set are one; runs are of words and formulas."""
+
+  shingle_size: Positive  # Words and formulas in a run.
+  sketch_size: Positive  # Runs that stand for a statement.
+  min_shared: Positive  # Of these, in common, for two to be compared.
+  max_common: Positive  # Statements with a run; of more, it is a phrase.
+  min_ratio: Share  # Of letters in common, as rapidfuzz's ratio.
+  min_overlap: Share  # Of runs in common, in all runs.
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DecontaminationConfig:
+  """When a problem is that of a benchmark, or too young."""
+
+  benchmarks: Paths  # jsonl, csv or parquet.
+  min_ratio: Share  # Of letters in common, less what is boilerplate;
+  min_renamed_ratio: Share  # the same with all variables called alike.
+  # A word or formula of a larger part of all benchmark problems is boilerplate,
+  common_share: Share
+  boilerplate_weight: Fraction  # which counts less by this.
+  min_overlap: Share  # Of telling runs of words and formulas in common.
+  min_content: Share  # Of uncommon words and formulas in common,
+  min_content_chars: Positive  # if they have so many letters together.
+  shingle_size: Positive  # Words and formulas in a run.
+  min_shingles: Positive  # Fewer runs than these are counted as these.
+  review_margin: Share  # So far below a bound, a person should look.
+  last_year: Positive  # Problems that are dated later are left out.
+  cleared: tuple[str, ...]  # Ids that a person has looked at and lets pass.
+  num_threads: Positive
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QualityConfig:
+  """A model reads each problem with its solution and comments."""
+
+  template: Name  # problem, solution, origin, comments
+  # The flags of which one is enough to drop a problem.
+  drop_flags: Annotated[
+    tuple[str, ...],
+    Rule(
+      lambda flags: (
+        {*flags}
+        <= {'incomplete', 'gaps', 'wrong', 'disagreement', 'computational'}
+      ),
+      'of incomplete, gaps, wrong, disagreement, computational',
+    ),
+  ]
+  max_draws: Positive  # Replies for one that can be read.
+  writer: WriterConfig
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RubricsConfig:
+  """A model writes the marking schemes that problems lack."""
+
+  template: Name  # problem, solution
+  repair_template: Name  # problem, solution, rubric, faults
+  max_repairs: NonNegative  # Of a rubric that is not well formed.
+  writer: WriterConfig
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DifficultyConfig:
+  """The base model tries each problem, and the judge grades it."""
+
+  prompt: Name  # problem
+  num_rollouts: Positive  # Of each problem.
+  min_graded_frac: Share  # Of these, or the problem is left out.
+  pass_score: Annotated[int, Rule(lambda n: 1 <= n <= 7, 'from 1 to 7')]
+  writer: WriterConfig
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionConfig:
+  """Which difficulties are worth practising on."""
+
+  max_mean_reward: Share  # Of the base model; 1: no bound.
+  min_pass_rate: Share  # Of its attempts; 0 keeps those that never pass.
+  max_pass_rate: Share
+  num_bins: Positive  # Of mean reward, for the curriculum.
+  # From its peak, which lies in the harder half, a bin may hold at most this
+  # part of the next harder one; 0: the histogram is left as it is.
+  tail_decay: Share
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+  """A strong model's proofs, to imitate."""
+
+  prompt: Name  # problem
+  num_solutions: Positive  # Of each problem.
+  writer: WriterConfig
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixesConfig:
+  """Beginnings of reference proofs, for problems that are never solved."""
+
+  template: Name  # problem, prefix
+  num_parts: Positive  # That a proof is cut into,
+  max_parts: Positive  # of which so many are given away at most.
+  num_rollouts: Positive  # At each beginning.
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    rule = f'must be below prefixes.num_parts = {self.num_parts}'
+    schema.require(self, ('max_parts', self.max_parts < self.num_parts, rule))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SolverConfig:
+  """The model that solves, and others for some of its roles."""
+
+  # An endpoint that is sent messages; a server that is sent token ids (`qed
+  # serve`, vLLM); or weights in this process, with our own engine.
+  kind: Literal['chat', 'ids', 'local']
+  base_url: str  # Of an endpoint or server, which ends in /v1; '': local.
+  model: str  # By which it is asked; '': the only one that is there.
+  api_key_env: str  # The environment variable with its key; '': no key.
+  effort: Literal['', 'low', 'medium', 'high']  # Of a chat; '': not sent.
+  sends_seed: bool  # Some chat endpoints refuse requests with a seed.
+  path: str  # Checkpoint or folder with the weights or tokenizer; '': a chat.
+  chat_style: Literal['thinking', 'instruct', 'base']
+  # ROLE=MODEL@URL, chat endpoints for the roles of a scaffold that they play;
+  # all else is as above.
+  roles: tuple[str, ...]
+  connect_secs: PositiveFloat
+  deadline_secs: PositiveFloat  # Of one call, to the last byte.
+  max_attempts: Positive
+  max_concurrency: Positive  # Calls in flight, at most, of all problems.
+  # Of local weights:
+  dtype: Literal['bfloat16', 'float32']
+  max_prompt_tokens: Positive  # A call with a longer prompt fails.
+  engine: EngineConfig
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    names = [role.partition('=')[0] for role in self.roles]
+    schema.require(
+      self,
+      (
+        'base_url',
+        bool(self.base_url) == (self.kind != 'local'),
+        "must be given, unless solver.kind = 'local' (it is "
+        f'{self.kind!r}), and then not',
+      ),
+      (
+        'base_url',
+        not self.base_url or self.base_url.startswith(('http://', 'https://')),
+        'must begin with http:// or https://',
+      ),
+      (
+        'path',
+        bool(self.path) == (self.kind != 'chat'),
+        "must be given, unless solver.kind = 'chat' (it is "
+        f'{self.kind!r}), and then not',
+      ),
+      (
+        'roles',
+        all(re.fullmatch('[a-z]+=[^@]+@https?://.+', x) for x in self.roles)
+        and len({*names}) == len(names),
+        'each must be ROLE=MODEL@URL, and no role be there twice',
+      ),
+    )
+
+
+ScaffoldName = Literal[
+  'single',
+  'best_of_n',
+  'reasoning_cache',
+  'rsa',
+  'selfcheck',
+  'deepseek_math',
+  'nomos',
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScaffoldsConfig:
+  """Every scaffold by its name; a run uses one of them."""
+
+  single: SingleConfig
+  best_of_n: BestOfNConfig
+  reasoning_cache: ReasoningCacheConfig
+  rsa: RsaConfig
+  selfcheck: SelfcheckConfig
+  deepseek_math: DeepseekMathConfig
+  nomos: NomosConfig
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkConfig:
+  """The problems of an evaluation, and how often each is tried."""
+
+  name: Literal[  # The format of the file (evals/benchmarks.py).
+    'imo_proofbench',
+    'imo_answerbench',
+    'proofbench',
+    'fineproofs_rl_test',
+    'matharena_usamo_2025',
+    'matharena_imo_2025',
+    'matharena_imc_2025',
+    'matharena_miklos_2025',
+    'matharena_putnam_2025',
+    'matharena_usamo_2026',
+    'own_proofs',
+    'own_answers',
+  ]
+  path: Name  # Its file; `qed fetch` downloads the public ones.
+  split: str  # The problems of this one alone; '': all.
+  # The digest that the file's content must have, or its beginning; '': the
+  # published one, where it is known; 'any': whatever it is.
+  content: str
+  max_problems: NonNegative  # The first so many, for a trial; 0: all.
+  num_attempts: Positive  # At each problem.
+  max_in_flight: Positive  # Attempts under way, each with its calls in memory.
+  max_passes: Positive  # Over what failed, until it is left as it is.
+  pass_score: Annotated[int, Rule(lambda n: 1 <= n <= 7, 'from 1 to 7')]
+  # Of final answers: whether the judge is asked where formulas do not decide.
+  second_opinion: bool
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
   """Supervised fine-tuning: what `qed sft` reads."""
 
@@ -570,6 +1086,9 @@ class GrpoConfig:
   mesh: MeshConfig
   problems: ProblemsConfig
   rollout: RolloutConfig
+  cache: ReasoningCacheConfig
+  summarizer: SummarizerConfig
+  replay: ReplayConfig
   sampling: SamplingConfig
   sampler: SamplerConfig
   engine: EngineConfig
@@ -581,6 +1100,22 @@ class GrpoConfig:
   training: TrainingConfig
   evaluation: EvaluationConfig
   health: HealthConfig
+
+  @property
+  def max_request_tokens(self) -> int:
+    """Prompt and completion of the longest request to a sampler."""
+    completion = self.sampling.max_tokens
+    if self.evaluation.paths:
+      completion = max(completion, self.evaluation.max_tokens)
+    longest = self.problems.max_prompt_tokens + completion
+    if self.rollout.states_per_problem and self.summarizer.source == 'policy':
+      return max(longest, self.max_summary_request_tokens)
+    return longest
+
+  @property
+  def max_summary_request_tokens(self) -> int:
+    """Prompt and completion of the longest request for a summary."""
+    return self.summarizer.max_prompt_tokens + self.cache.summary.max_tokens
 
   def __post_init__(self):
     schema.check_fields(self)
@@ -594,8 +1129,9 @@ class GrpoConfig:
         self,
         tokenizer='problems.tokenizer',
         max_tokens=self.problems.max_prompt_tokens + self.sampling.max_tokens,
-        num_samples=self.rollout.problems_per_step * self.rollout.group_size,
+        num_samples=self.rollout.groups_per_step * self.rollout.group_size,
       ),
+      *_cache_rules(self),
       ('sampling.top_p', self.sampling.top_p == 1, untruncated),
       ('sampling.top_k', self.sampling.top_k == 0, untruncated),
       (
@@ -631,6 +1167,117 @@ class JudgeRunConfig:
   agreement: AgreementConfig
 
   __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SolveConfig:
+  """A model with a scaffold on one problem: what `qed solve` reads."""
+
+  program: Literal['solve']
+  scaffold: ScaffoldName
+  seed: NonNegative  # Of every call, with its place.
+  solver: SolverConfig
+  sampling: SamplingConfig
+  budget: BudgetConfig
+  scaffolds: ScaffoldsConfig
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateRunConfig:
+  """A model with a scaffold on a benchmark: what `qed evaluate` reads."""
+
+  program: Literal['evaluate']
+  # What tables call the model; the name of a published one puts its figures
+  # beside (reporting/published.py).
+  model_name: Name
+  scaffold: ScaffoldName
+  seed: NonNegative  # Of every call, with the attempt and its place.
+  benchmark: BenchmarkConfig
+  solver: SolverConfig
+  sampling: SamplingConfig
+  budget: BudgetConfig  # Of one attempt.
+  scaffolds: ScaffoldsConfig
+  judge: JudgeConfig
+
+  __post_init__ = schema.check_fields
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CurateConfig:
+  """From raw problems to a training set: what `qed curate` reads."""
+
+  program: Literal['curate']
+  # Those that ask a model, after the ones that do not; in their order.
+  model_stages: ModelStages
+  sources: SourcesConfig
+  filters: FiltersConfig
+  duplicates: DuplicatesConfig
+  decontamination: DecontaminationConfig
+  quality: QualityConfig
+  rubrics: RubricsConfig
+  difficulty: DifficultyConfig
+  selection: SelectionConfig
+  teacher: TeacherConfig
+  prefixes: PrefixesConfig
+  judge: JudgeConfig
+
+  def __post_init__(self):
+    schema.check_fields(self)
+    stages = self.model_stages
+    schema.require(
+      self,
+      *(
+        (
+          f'{name}.writer.base_url',
+          bool(getattr(self, name).writer.base_url) or name not in stages,
+          f'the stage {name!r} of model_stages needs the endpoint of a model',
+        )
+        for name in ('quality', 'rubrics', 'difficulty', 'teacher')
+      ),
+      *(
+        (
+          'model_stages',
+          name not in stages or 'difficulty' in stages,
+          f"{name!r} needs 'difficulty' before it",
+        )
+        for name in ('selection', 'prefixes')
+      ),
+    )
+
+
+def _cache_rules(run: GrpoConfig) -> tuple[tuple[str, bool, str], ...]:
+  """What states of a reasoning cache need of the sections together."""
+  num_states, cache = run.rollout.states_per_problem, run.cache
+  if not num_states:
+    return (
+      (
+        'replay.max_summaries',
+        run.replay.max_summaries == 0,
+        'must be 0 with rollout.states_per_problem = 0: there are no summaries',
+      ),
+    )
+  return (
+    (
+      'rollout.states_per_problem',
+      num_states <= cache.num_turns + 1,
+      f'must be at most {cache.num_turns + 1}: so many states are there of '
+      f'cache.num_turns = {cache.num_turns}',
+    ),
+    (
+      'problems.prompt',
+      run.problems.prompt == cache.reason_prompt,
+      f'must be cache.reason_prompt = {cache.reason_prompt!r}, which the first '
+      'turn is drawn with, too',
+    ),
+    (
+      'problems.max_prompt_tokens',
+      run.problems.max_prompt_tokens > cache.summary.max_tokens,
+      'must have room for a problem and a summary of cache.summary.max_tokens '
+      f'= {cache.summary.max_tokens}',
+    ),
+  )
 
 
 def _training_rules(
@@ -690,12 +1337,26 @@ def _training_rules(
   )
 
 
-RUNS = {'sft': SftConfig, 'grpo': GrpoConfig, 'judge': JudgeRunConfig}
+RUNS = {
+  'curate': CurateConfig,
+  'sft': SftConfig,
+  'grpo': GrpoConfig,
+  'judge': JudgeRunConfig,
+  'solve': SolveConfig,
+  'evaluate': EvaluateRunConfig,
+}
+
+RunConfig = (
+  CurateConfig
+  | SftConfig
+  | GrpoConfig
+  | JudgeRunConfig
+  | SolveConfig
+  | EvaluateRunConfig
+)
 
 
-def build(
-  values: Mapping[str, Any],
-) -> SftConfig | GrpoConfig | JudgeRunConfig:
+def build(values: Mapping[str, Any]) -> RunConfig:
   """The dataclasses of a config dictionary.
 
   Args:

@@ -1,11 +1,12 @@
 """The whole recipe in miniature: a model learns to prove, on two CPU cores.
 
-  qed demo [--workdir=runs/demo] [--seed=0]
+  qed demo [--full] [--workdir=runs/demo] [--seed=0]
 
 Chains of modular arithmetic -> proofs of a teacher that errs -> a tokenizer and
 a tiny random Qwen3 -> `qed sft` -> `qed grpo`, rewarded by a judge that is
 asked over HTTP -> held-out problems before and after -> `qed export` -> the
 exported folder, loaded by a new process, writes a proof -> `qed report`.
+With --full, another kind of chains, and what comes after: qed/demo_full.py.
 Started again with the same workdir, it goes on where it was stopped.
 """
 
@@ -22,23 +23,7 @@ from absl import flags
 
 from qed import cli, grpo, hub, report, sft
 
-_EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
-_MODEL = {
-  'model_type': 'qwen3',
-  'hidden_size': 64,
-  'intermediate_size': 192,
-  'num_hidden_layers': 4,
-  'num_attention_heads': 4,
-  'num_key_value_heads': 2,
-  'head_dim': 32,
-  # Positions differ by at most a few hundred; a larger base learns to copy
-  # from the statement far more slowly.
-  'rope_theta': 100.0,
-  'rms_norm_eps': 1e-6,
-  'tie_word_embeddings': True,
-  'max_position_embeddings': 512,
-}
-_VOCAB_SIZE = 460
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
 _NUM_TRACES, _NUM_PRACTICE, _NUM_HELD_OUT = 16_000, 2_000, 64
 # Of the chains. Longer ones than the teacher's would earn nothing, and give
 # reinforcement learning no signal.
@@ -49,7 +34,18 @@ _ERROR_RATE = 0.2  # Of a line of the teacher.
 def main(argv: Sequence[str]) -> int:
   """Runs every stage and prints what came of it."""
   values = flags.FlagValues()
-  flags.DEFINE_string('workdir', 'runs/demo', 'the folder', flag_values=values)
+  flags.DEFINE_string(
+    'workdir',
+    '',
+    'the folder; runs/demo, or runs/demo-full, if not given',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'full',
+    False,
+    'reasoning cache and scaffolds, too: about 25 minutes',
+    flag_values=values,
+  )
   flags.DEFINE_integer(
     'seed',
     0,
@@ -58,7 +54,10 @@ def main(argv: Sequence[str]) -> int:
     flag_values=values,
   )
   cli.parse_flags(argv, values, usage=__doc__)
-  workdir, seed = pathlib.Path(values['workdir'].value), values['seed'].value
+  is_full, seed = values['full'].value, values['seed'].value
+  workdir = pathlib.Path(
+    values['workdir'].value or ('runs/demo-full' if is_full else 'runs/demo')
+  )
   # Of all starts with this folder; an interrupted stage counts what it took.
   clock = workdir / 'seconds.json'
   secs = json.loads(clock.read_text()) if clock.exists() else {}
@@ -73,6 +72,10 @@ def main(argv: Sequence[str]) -> int:
       workdir.mkdir(parents=True, exist_ok=True)
       clock.write_text(json.dumps(secs), encoding='utf-8')
 
+  if is_full:
+    from qed import demo_full
+
+    return demo_full.run(workdir, seed, timed)
   if not (workdir / 'traces.jsonl').exists():
     timed('teacher proofs and a random model', _write_material, workdir, seed)
   for stage, train in (('sft', _sft), ('grpo', _grpo)):
@@ -98,13 +101,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _write_material(workdir: pathlib.Path, seed: int) -> None:
   """Problems, the model folder (random weights, tokenizer), then traces."""
-  import jax
   import numpy as np
 
   from qed.data import problems as files
-  from qed.data import tokenizer
-  from qed.miniature import problems, teacher
-  from qed.models import hf, qwen3
+  from qed.miniature import model, problems, teacher
 
   rng = np.random.default_rng(seed)
   chains = problems.draw_distinct(
@@ -124,15 +124,48 @@ def _write_material(workdir: pathlib.Path, seed: int) -> None:
   files.write_jsonl(workdir / 'practice.jsonl', practice)
   files.write_jsonl(workdir / 'held_out.jsonl', held_out)
 
-  texts = [f'{trace.statement}\n{trace.proof}' for trace in traces[::40]]
+  write_model(
+    workdir,
+    [f'{trace.statement}\n{trace.proof}' for trace in traces[::40]],
+    seed=seed,
+    max_vocab_size=model.MAX_VOCAB_SIZE,
+  )
+  files.write_jsonl(workdir / 'traces.jsonl', traces)
+
+
+def write_model(
+  workdir: pathlib.Path,
+  texts: Sequence[str],
+  *,
+  seed: int,
+  max_vocab_size: int,
+  mixes_scripts: bool = False,
+) -> None:
+  """Writes the folders model (random weights) and tokenizer.
+
+  Args:
+    workdir: where they go.
+    texts: what the tokenizer learns from.
+    seed: of the weights.
+    max_vocab_size: as in `tokenizer.train_sentencepiece`, and
+    mixes_scripts: likewise.
+  """
+  import jax
+
+  from qed.data import tokenizer
+  from qed.miniature import model
+  from qed.models import hf, qwen3
+
   # Chat headers become whole words too.
   words = tokenizer.train_sentencepiece(
-    ['user\n', 'assistant\n'] * 100 + texts, max_vocab_size=_VOCAB_SIZE
+    ['user\n', 'assistant\n'] * 100 + [*texts],
+    max_vocab_size=max_vocab_size,
+    mixes_scripts=mixes_scripts,
   )
   words.save(workdir / 'tokenizer')
   config = qwen3.Config.from_hf(
     {
-      **_MODEL,
+      **model.CONFIG,
       'vocab_size': words.vocab_size,
       'eos_token_id': words.eos_id,
       'pad_token_id': words.pad_id,
@@ -145,14 +178,13 @@ def _write_material(workdir: pathlib.Path, seed: int) -> None:
     tokenizer_dir=workdir / 'tokenizer',
     force=True,
   )
-  files.write_jsonl(workdir / 'traces.jsonl', traces)
 
 
 def _sft(workdir: pathlib.Path, seed: int) -> int:
   return sft.main(
     [
       'qed sft',
-      f'--config={_EXPERIMENTS / "miniature_sft.py"}',
+      f'--config={EXPERIMENTS / "miniature_sft.py"}',
       f'--config.model.path={workdir / "model"}',
       f'--config.data.paths={workdir / "traces.jsonl"}',
       f'--config.training.seed={seed}',
@@ -168,7 +200,7 @@ def _grpo(workdir: pathlib.Path, seed: int) -> int:
     return grpo.main(
       [
         'qed grpo',
-        f'--config={_EXPERIMENTS / "miniature_rl.py"}',
+        f'--config={EXPERIMENTS / "miniature_rl.py"}',
         f'--config.model.path={workdir / "sft/checkpoints"}',
         f'--config.problems.paths={workdir / "practice.jsonl"}',
         f'--config.evaluation.paths={workdir / "held_out.jsonl"}',
@@ -258,8 +290,8 @@ def _summary(workdir: pathlib.Path, secs: dict[str, float]) -> dict:
 
   evaluations = held_out.on_file(workdir / 'grpo')
   summary = {
-    'sft': _interval(evaluations[min(evaluations)]['scores']),
-    'grpo': _interval(evaluations[max(evaluations)]['scores']),
+    'sft': interval(evaluations[min(evaluations)]['scores']),
+    'grpo': interval(evaluations[max(evaluations)]['scores']),
     'seconds': sum(secs.values()),
     'stage_seconds': secs,
   }
@@ -269,7 +301,7 @@ def _summary(workdir: pathlib.Path, secs: dict[str, float]) -> dict:
   return summary
 
 
-def _interval(scores: dict[str, list[int | None]]) -> dict[str, float]:
+def interval(scores: dict[str, list[int | None]]) -> dict[str, float]:
   """Mean score / 7, with a 95 % bootstrap interval over problems."""
   import numpy as np
 

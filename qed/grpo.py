@@ -6,6 +6,9 @@ r"""Reinforcement learning on proofs that a judge grades.
   groups -> advantages -> samples -> packed batch -> step             trainer
   weights of the step -> samplers                                     publisher
 
+With rollout.states_per_problem, prompts have summaries of earlier turns (a
+reasoning cache; rollout/states.py), and states.jsonl has every turn.
+
 The three run at the same time. How far sampling may run ahead of training is
 rollout.max_lag: 0 makes them take turns, and then a run that was interrupted
 ends bit for bit like one that was not.
@@ -16,6 +19,10 @@ ends bit for bit like one that was not.
 The same command with the same DIR goes on where it was stopped. DIR/checkpoints
 is what `qed export` takes; rollouts.jsonl has every graded rollout, ledger.json
 where every token went, batches.jsonl which groups a step was trained on.
+
+Exit codes: 0 the run is complete; 42 its state is saved, start it again; 2 it
+takes a person: the config is wrong, or the run stopped itself at one of the
+config's limits (health, training.max_skipped_steps) and would again; 1 a bug.
 """
 
 from __future__ import annotations
@@ -34,11 +41,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import app, flags
 
-from qed import cli, held_out, preparation
+from qed import cli, held_out, preparation, startup, unrolling
 from qed.config import GrpoConfig
 from qed.preparation import Account, Grader, Run
 from qed.rollout import groups, health, lines, prompts
 from qed.rollout.collector import Collector, Plan
+from qed.rollout.health import HealthError
 from qed.rollout.journal import Journal
 from qed.rollout.stages import Stages
 from qed.types import SamplingParams, TrainState
@@ -76,10 +84,19 @@ def main(argv: Sequence[str]) -> int:
   cli.check_paths(
     ('model.path', config.model.path),
     ('problems.tokenizer', config.problems.tokenizer),
+    ('summarizer.path', config.summarizer.path),
     *(('problems.paths', path) for path in config.problems.paths),
     *(('evaluation.paths', path) for path in config.evaluation.paths),
   )
-  return train(config, values['workdir'].value)
+  workdir = values['workdir'].value
+  try:
+    return train(config, workdir)
+  except HealthError as error:
+    raise app.UsageError(
+      f'the run stopped itself. {error}. What would do: {error.remedy}. The '
+      f'state is saved in {workdir}/checkpoints; the same command, with '
+      'another limit if need be, goes on from there'
+    ) from error
 
 
 def train(
@@ -101,18 +118,24 @@ def train(
     UsageError, ConfigError: what the config names does not fit together, or
       does not fit what is in the run directory.
     HealthError: the run should not go on as it is; its state is saved.
-    FloatingPointError: more gradients were not finite than the config allows.
   """
   from qed import samplers
   from qed.training import checkpoints, processes, rundir
 
   processes.initialize()
-  with _user_errors():
+  with startup.user_errors():
     run = preparation.prepare(config, pathlib.Path(workdir))
     checkpointer = checkpoints.Checkpointer(
       run.workdir / 'checkpoints', keep=config.training.max_checkpoints
     )
-    state, account = preparation.restore_or_start(run, checkpointer)
+    state, account = startup.restore_or_start(
+      run,
+      checkpointer,
+      Account,
+      data_digest=prompts.digest(run.practice),
+      field='problems.paths',
+      say=print,
+    )
   with (
     contextlib.closing(checkpointer),
     contextlib.closing(Journal(run.workdir / 'rollouts.jsonl')) as journal,
@@ -146,15 +169,6 @@ def train(
   rundir.write_json(run.workdir / 'summary.json', summary)
   print(f'complete: {summary}')
   return cli.DONE
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-  """What is wrong with given files and values is the user's to mend."""
-  try:
-    yield
-  except (ValueError, FileNotFoundError) as error:
-    raise app.UsageError(str(error)) from error
 
 
 class Loop:
@@ -214,6 +228,13 @@ class Loop:
     async with (
       open_sampler(run, self.trainer.weights(), done) as self._sampler,
       open_grader(run) as self._grader,
+      unrolling.open_source(
+        run,
+        self._sampler,
+        stages=self._stages,
+        journal=self._journal,
+        version=lambda: self._in_effect,
+      ) as self._source,
     ):
       self._collector = self._make_collector()
       self._collector.restore(self._account.collector, step=done)
@@ -245,8 +266,10 @@ class Loop:
         # that it holds be saved; the last checkpoint stands.
         print(f'stopped, since {failure}', flush=True)
         os._exit(cli.RESTART)
-      await train
-      await self._save()
+      await asyncio.wait([train])
+      failure = _failure([train]) or failure
+      if not _failure([train]) or isinstance(failure, HealthError):
+        await self._save()
       if failure:
         raise failure
       if self._evaluation is not None and self._is_complete:
@@ -297,8 +320,7 @@ class Loop:
       self._begin_evaluation()
       illness = self._illness(record)
       if illness:
-        await self._save()
-        raise health.HealthError(f'step {done}: {illness}')
+        raise illness
       if done % interval == 0 or self._is_complete:
         await self._save()
 
@@ -330,6 +352,7 @@ class Loop:
       )
     busy, elapsed = self._stages.lap()
     record = update.record | health.of_groups(self._collector.report())
+    record |= self._source.report()
     record |= {
       'tokens/generated': book['generated'],
       'tokens/trained': book['trained'],
@@ -371,12 +394,8 @@ class Loop:
       for share, member, logprobs in update.inspected
     ]
 
-  def _illness(self, record: Mapping[str, float]) -> str | None:
-    """Why the run should not go on, if so.
-
-    Raises:
-      FloatingPointError: too many gradients were not finite.
-    """
+  def _illness(self, record: Mapping[str, float]) -> HealthError | None:
+    """Why the run should not go on, if so."""
     account, done = self._account, self.trainer.num_done
     limit = self._run.config.training.max_skipped_steps
     if record['optim/skipped']:
@@ -387,12 +406,14 @@ class Loop:
         'they were'
       )
       if account.num_skipped > limit:
-        raise FloatingPointError(
-          f'{text}. The run ends: that is {account.num_skipped} such steps, '
-          f'and training.max_skipped_steps = {limit}'
+        return HealthError(
+          f'{text}. That is {account.num_skipped} such steps, and '
+          f'training.max_skipped_steps = {limit}',
+          remedy='the groups of these steps are in batches.jsonl; a lower '
+          "optim.peak_lr or model.dtype = 'float32' often helps",
         )
       print(text, flush=True)
-    illness = self._limits.check(record)
+    illness = self._limits.check(done, record)
     account.ill_steps = dict(self._limits.counts)
     return illness
 
@@ -451,10 +472,10 @@ class Loop:
       return await self._grader.grade(problem, completion, sampling.max_tokens)
 
     return Collector(
-      run.practice,
+      self._source,
       Plan(
         num_steps=config.training.total_steps,
-        groups_per_step=rollout.problems_per_step,
+        groups_per_step=rollout.groups_per_step,
         group_size=rollout.group_size,
         max_lag=rollout.max_lag,
         max_groups_in_flight=rollout.max_groups_in_flight,

@@ -39,7 +39,7 @@ import numpy as np
 from absl import app, flags
 
 from qed import cli
-from qed.config import JudgeRunConfig
+from qed.config import JudgeConfig, JudgeRunConfig
 from qed.grading import agreement, rubrics, solutions, verdicts
 from qed.grading import judge as judges
 from qed.grading.solutions import GradedSolution
@@ -179,8 +179,10 @@ async def _grade_all(
   async with contextlib.AsyncExitStack() as stack:
     ask = None
     if not regrade:
-      client = await stack.enter_async_context(http.Http(_endpoint(config)))
-      await _check_reachable(config, client)
+      client = await stack.enter_async_context(
+        http.Http(endpoint(config.judge))
+      )
+      await check_reachable(config.judge, client)
       ask = client.ask
     judge = judges.Judge(ask, config.judge, store)
     count = len(items) * config.agreement.replicas
@@ -222,8 +224,12 @@ async def _grade_all(
   return [grades[i : i + size] for i in range(0, count, size)]
 
 
-def _endpoint(config: JudgeRunConfig) -> http.Endpoint:
-  judge = config.judge
+def endpoint(judge: JudgeConfig) -> http.Endpoint:
+  """Where a judge is.
+
+  Raises:
+    UsageError: its key is not in the environment.
+  """
   if judge.api_key_env and judge.api_key_env not in os.environ:
     raise app.UsageError(
       f'judge.api_key_env = {judge.api_key_env!r}: the environment has no such '
@@ -240,15 +246,19 @@ def _endpoint(config: JudgeRunConfig) -> http.Endpoint:
   )
 
 
-async def _check_reachable(config: JudgeRunConfig, client: http.Http) -> None:
-  """Tells a wrong address or key before patience does."""
+async def check_reachable(judge: JudgeConfig, client: http.Http) -> None:
+  """Tells a wrong address or key before patience does.
+
+  Raises:
+    UsageError: nobody is there.
+  """
   try:
     await client.models()
   except http.Failure as failure:
     # Some endpoints list no models and still answer.
     if failure.kind == 'connect':
       raise app.UsageError(
-        f'judge.base_url = {config.judge.base_url!r}: {failure}'
+        f'judge.base_url = {judge.base_url!r}: {failure}'
       ) from failure
 
 

@@ -376,9 +376,8 @@ def _trace_decoding(
   from qed.rollout import engine, paged_cache
   from qed.rollout import layout as layouts
 
-  longest = max(run.sampling.max_tokens, run.evaluation.max_tokens)
   layout = engine.make_layout(
-    max_length=run.problems.max_prompt_tokens + longest,
+    max_length=run.max_request_tokens,
     num_parts=mesh.shape['data'],
     **dataclasses.asdict(run.engine),
   )

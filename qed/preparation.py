@@ -1,4 +1,4 @@
-"""What `qed grpo` reads before its first step, and what it finds to go on with.
+"""What `qed grpo` reads before its first step.
 
 Everything that is wrong with given files and values is told here, before a
 device has work.
@@ -12,9 +12,18 @@ import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qed.config import ConfigError, GrpoConfig
+from qed import startup
+from qed.config import GrpoConfig
 from qed.rollout import prompts
-from qed.types import Completion, Grade, Problem, TrainState
+from qed.scaffolds import reasoning_cache
+from qed.types import (
+  CacheState,
+  Completion,
+  Grade,
+  Message,
+  Problem,
+  Prompt,
+)
 
 # jax takes seconds to import, and a wrong config is to be told in one.
 if TYPE_CHECKING:
@@ -23,7 +32,6 @@ if TYPE_CHECKING:
 
   from qed.data.tokenizer import Tokenizer
   from qed.models import specs
-  from qed.training.checkpoints import Checkpointer
 
 # What may differ from one start of a run to the next: where things lie, how the
 # same numbers are computed, and when to give up.
@@ -40,6 +48,12 @@ _MAY_CHANGE = (
   'rollout.deadline_secs',
   'sampler',
   'engine',
+  'summarizer.base_url',
+  'summarizer.api_key_env',
+  'summarizer.connect_secs',
+  'summarizer.deadline_secs',
+  'summarizer.max_attempts',
+  'summarizer.max_concurrency',
   'judge.base_url',
   'judge.api_key_env',
   'judge.connect_secs',
@@ -103,7 +117,6 @@ def prepare(config: GrpoConfig, workdir: pathlib.Path) -> Run:
   """Reads everything but weights."""
   import jax
 
-  from qed.data import tokenizer
   from qed.models import sharding
   from qed.training import checkpoints, initial, metrics, optimizer, rundir
 
@@ -119,17 +132,14 @@ def prepare(config: GrpoConfig, workdir: pathlib.Path) -> Run:
   ):
     print(f'since the run began: {line}')
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  _check_mesh(config, mesh)
+  startup.check_mesh(config.packing, mesh)
   model = initial.read_config(config.model.path, config.model.variant)
   tokenizer_dir = config.problems.tokenizer or initial.hf_folder(
     config.model.path
   )
-  words = tokenizer.load(tokenizer_dir)
-  if words.vocab_size > model.vocab_size:
-    raise ValueError(
-      f'problems.tokenizer: expected ids below the {model.vocab_size} rows of '
-      f'the embedding, got {words.vocab_size} ids in {tokenizer_dir}'
-    )
+  words = startup.load_tokenizer(
+    tokenizer_dir, model, field='problems.tokenizer'
+  )
   practice = _load_problems(config, config.problems.paths, words)
   print(f'to practise on: {practice}')
   held_out = None
@@ -155,21 +165,6 @@ def prepare(config: GrpoConfig, workdir: pathlib.Path) -> Run:
   return Run(config, workdir, mesh, model, tx, words, practice, held_out)
 
 
-def _check_mesh(config: GrpoConfig, mesh: Mesh) -> None:
-  """Checks what the config alone cannot know when a size is -1."""
-  for field, value, axis in (
-    ('num_rows', config.packing.num_rows, 'data'),
-    ('row_length', config.packing.row_length, 'context'),
-  ):
-    if value % mesh.shape[axis]:
-      raise ConfigError(
-        [
-          f'packing.{field} = {value}: must be a multiple of the '
-          f'{mesh.shape[axis]} devices of mesh.{axis}'
-        ]
-      )
-
-
 def _load_problems(
   config: GrpoConfig,
   paths: Sequence[str],
@@ -177,28 +172,51 @@ def _load_problems(
   *,
   is_filtered: bool = True,
 ) -> prompts.Selection:
-  from qed.data import chat, problems, templates
-  from qed.types import Message
+  from qed.data import problems
 
   given = config.problems
+  room = given.max_prompt_tokens
+  if config.rollout.states_per_problem:
+    reasoning_cache.check(config.cache)
+    room -= config.cache.summary.max_tokens  # Which later prompts have.
 
   def make_prompt(problem):
-    content = templates.render(given.prompt, problem=problem.statement)
-    return chat.make_prompt(
-      words,
-      problem.problem_id,
-      [Message(role='user', content=content)],
-      style=given.chat_style,
-    )
+    return state_prompt(config, words, reasoning_cache.first_state(problem))
 
   found, report = problems.load_problems(*paths, malformed=given.malformed)
   print(report)
   return prompts.select(
     found,
     make_prompt,
-    max_prompt_tokens=given.max_prompt_tokens,
+    max_prompt_tokens=room,
     min_difficulty=given.min_difficulty if is_filtered else 0.0,
     max_difficulty=given.max_difficulty if is_filtered else 1.0,
+  )
+
+
+def state_prompt(
+  config: GrpoConfig, words: Tokenizer, state: CacheState
+) -> Prompt:
+  """What the policy is given of a problem, or in a turn of a cache.
+
+  Without a cache there is no other state than the first.
+  """
+  from qed.data import chat, templates
+
+  if config.rollout.states_per_problem:
+    messages = reasoning_cache.reason_messages(config.cache, state)
+  else:
+    content = templates.render(
+      config.problems.prompt, problem=state.problem.statement
+    )
+    messages = (Message(role='user', content=content),)
+  return chat.make_prompt(
+    words,
+    state.problem.problem_id,
+    messages,
+    style=config.problems.chat_style,
+    kind='cached' if state.summary else 'plain',
+    turn=state.turn,
   )
 
 
@@ -230,45 +248,6 @@ def _check_held_out(
       f'evaluation.paths: expected problems that are not in problems.paths, '
       f'got {len(both)} that are: {", ".join(both[:5])}'
     )
-
-
-def restore_or_start(
-  run: Run, checkpointer: Checkpointer
-) -> tuple[TrainState, Account]:
-  """The newest state that is whole, or one at step 0."""
-  from qed.training import initial, metrics, steps
-
-  digest = prompts.digest(run.practice)
-  restored = checkpointer.restore_latest_valid(
-    steps.abstract_state(run.model, run.tx, run.mesh)
-  )
-  if restored:
-    account = Account(**restored.extra)
-    if account.data_digest != digest:
-      raise ConfigError(
-        [
-          f'problems.paths: {run.workdir} practised on other problems than '
-          'these files give now; bring those back, or use another --workdir'
-        ]
-      )
-    print(f'restored step {restored.step} from {checkpointer.directory}')
-    return restored.state, account
-  record = run.workdir / 'metrics.jsonl'
-  num_recorded = max(metrics.read(record), default=0) if record.exists() else 0
-  # One save may have been in progress and another not have begun.
-  if num_recorded > 2 * run.config.training.checkpoint_interval_steps:
-    raise ConfigError(
-      [
-        f'{checkpointer.directory} has no checkpoint, though {record} has '
-        f'{num_recorded} steps; bring it back, or use another --workdir'
-      ]
-    )
-  print(f'no checkpoint in {checkpointer.directory}: this is step 0')
-  params = initial.read_params(
-    run.config.model.path, run.model, run.mesh, seed=run.config.training.seed
-  )
-  state = steps.init_state(params, run.model, run.tx, run.mesh)
-  return state, Account(data_digest=digest)
 
 
 @contextlib.asynccontextmanager

@@ -13,14 +13,17 @@ such as that of `qed demo`, stands for all of them.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
 from qed import cli
-from qed.reporting import page, rollouts
+from qed.evals import summary
+from qed.reporting import naming, page, rollouts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,7 +84,7 @@ def write(
         'summary.json'
       )
     runs += [_read(run, max_groups) for run in found]
-  return page.write(folder, runs)
+  return page.write(folder, runs, _compare(runs))
 
 
 def _is_run(path: pathlib.Path) -> bool:
@@ -101,16 +104,49 @@ def _read(path: pathlib.Path, max_groups: int) -> page.Run:
   # The reader of metrics.jsonl imports jax.
   from qed.training import metrics
 
-  groups, num_groups = rollouts.choose(path, max_groups=max_groups)
+  choose = rollouts.choose
+  name, found = path.resolve().name, _read_json(path / 'summary.json')
+  if found.get('program') == 'evaluate':
+    choose = rollouts.choose_attempts
+  groups, num_groups = choose(path, max_groups=max_groups)
   record = path / 'metrics.jsonl'
   return page.Run(
-    name=path.resolve().name,
+    name=name,
     config=_read_json(path / 'config.json'),
     metrics=metrics.read(record) if record.exists() else {},
-    summary=_read_json(path / 'summary.json'),
+    summary=found,
     groups=groups,
     num_groups=num_groups,
+    evaluations=[{'run': name} | x for x in found.get('evaluations', ())],
   )
+
+
+def _compare(runs: Sequence[page.Run]) -> list[dict[str, Any]]:
+  """Every evaluation less the first of the same problems and judge."""
+  entries = [entry for run in runs for entry in run.evaluations]
+  compared = []
+  for first, *others in naming.groups(entries, ()):
+    for other in others:
+      found = summary.compare(other, first)
+      value = found.difference
+      compared.append(
+        {
+          'first': other['run'],
+          'second': first['run'],
+          'difference': _known(value.value),
+          'low': _known(value.low),
+          'high': _known(value.high),
+          'p_value': _known(found.p_value),
+          'better': found.num_better,
+          'equal': found.num_equal,
+          'worse': found.num_worse,
+        }
+      )
+  return compared
+
+
+def _known(value: float) -> float | None:
+  return value if math.isfinite(value) else None
 
 
 def _read_json(path: pathlib.Path) -> dict:

@@ -26,8 +26,9 @@ from qed.types import Completion, Prompt, SamplingParams
 if TYPE_CHECKING:
   from jax.sharding import Mesh
 
-  from qed.config import SamplerConfig
+  from qed.config import GrpoConfig, SamplerConfig
   from qed.llm.http import Http
+  from qed.models import specs
   from qed.preparation import Run
   from qed.rollout.engine import Engine
 
@@ -73,9 +74,11 @@ async def open_sampler(
     return
   from qed.rollout import drivers
 
-  config, mesh = run.config, _mesh(run)
+  config, mesh = run.config, make_mesh(run)
   params = _move(run, params, mesh)
-  engine = _make_engine(run, mesh)
+  engine = make_engine(
+    config, run.model, mesh, max_length=config.max_request_tokens
+  )
   await asyncio.to_thread(engine.warm_up, params)
   scheduler = drivers.start(
     config.rollout.driver, engine, params, version=version
@@ -234,27 +237,32 @@ async def _open_remote(run: Run) -> AsyncIterator[Remote]:
     yield Remote(run, servers)
 
 
-def _make_engine(run: Run, mesh: Mesh) -> Engine:
-  """An engine for the longest prompt and completion of the run."""
+def make_engine(
+  config: GrpoConfig, model: specs.Config, mesh: Mesh, *, max_length: int
+) -> Engine:
+  """An engine of the config, for a model.
+
+  Args:
+    config: of the run.
+    model: what draws.
+    mesh: of its weights.
+    max_length: of a prompt and its completion, in tokens.
+  """
   import jax.numpy as jnp
 
   from qed.rollout import engine
 
-  config = run.config
-  longest = config.sampling.max_tokens
-  if config.evaluation.paths:
-    longest = max(longest, config.evaluation.max_tokens)
   layout = engine.make_layout(
-    max_length=config.problems.max_prompt_tokens + longest,
+    max_length=max_length,
     num_parts=mesh.shape['data'],
     **dataclasses.asdict(config.engine),
   )
   dtype = jnp.dtype(config.model.dtype)
-  return engine.Engine(run.model, layout, mesh=mesh, dtype=dtype)
+  return engine.Engine(model, layout, mesh=mesh, dtype=dtype)
 
 
-def _mesh(run: Run) -> Mesh:
-  """The devices of a local sampler.
+def make_mesh(run: Run) -> Mesh:
+  """The devices of what draws in this process.
 
   Raises:
     ValueError: the trainer has left none.
@@ -264,7 +272,7 @@ def _mesh(run: Run) -> Mesh:
   from qed.models import sharding
 
   sampler = run.config.sampler
-  if sampler.placement == 'shared':
+  if sampler.placement != 'separate':
     devices = list(run.mesh.devices.flat)
   else:
     taken = {*run.mesh.devices.flat}

@@ -138,8 +138,7 @@ def _sizes(
     sizes |= {
       'data': sampler.data,
       'tensor': sampler.tensor,
-      'max_length': config.problems.max_prompt_tokens
-      + config.sampling.max_tokens,
+      'max_length': config.max_request_tokens,
       'dtype': config.model.dtype,
       'chat_style': config.problems.chat_style,
       'driver': config.rollout.driver,

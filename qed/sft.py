@@ -11,6 +11,10 @@ was stopped.
   qed sft --config=experiments/sft_main.py --workdir=runs/low \
     --config.optim.peak_lr=1e-5
 
+Exit codes: 0 the run is complete; 42 its state is saved, start it again; 2 it
+takes a person: the config is wrong, or too many gradients were not finite; 1 a
+bug.
+
 DIR/checkpoints/ has the newest states of the run, and in best/ the weights with
 the lowest loss on the problems that are held out; `qed export` takes either.
 """
@@ -24,12 +28,12 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from absl import app, flags
 
-from qed import cli
+from qed import cli, startup
 from qed.config import ConfigError, SftConfig
 from qed.data import demonstrations, packing, tokenizer
 from qed.data.demonstrations import Demonstrations
@@ -104,7 +108,14 @@ def main(argv: Sequence[str]) -> int:
     ('data.tokenizer', config.data.tokenizer),
     *(('data.paths', path) for path in config.data.paths),
   )
-  return train(config, values['workdir'].value)
+  workdir = values['workdir'].value
+  try:
+    return train(config, workdir)
+  except FloatingPointError as error:
+    raise app.UsageError(
+      f'the run stopped itself. {error}. Look at these samples, or try a lower '
+      f'optim.peak_lr; {workdir}/checkpoints has the last state that was saved'
+    ) from error
 
 
 def train(config: SftConfig, workdir: str) -> int:
@@ -122,13 +133,20 @@ def train(config: SftConfig, workdir: str) -> int:
   from qed.training import checkpoints, processes, rundir
 
   processes.initialize()
-  with _user_errors():
+  with startup.user_errors():
     run = _prepare(config, pathlib.Path(workdir))
     directory = run.workdir / 'checkpoints'
     keep = config.training.max_checkpoints
     last = checkpoints.Checkpointer(directory, keep=keep)
     best = checkpoints.Checkpointer(directory / 'best', keep=1)
-    state, account = _restore_or_start(run, last)
+    state, account = startup.restore_or_start(
+      run,
+      last,
+      Account,
+      data_digest=demonstrations.digest(run.data.train),
+      field='data.paths',
+      say=_say,
+    )
   with (
     contextlib.closing(last),
     contextlib.closing(best),
@@ -159,15 +177,10 @@ def _prepare(config: SftConfig, workdir: pathlib.Path) -> Run:
   ):
     _say(f'since the run began: {line}')
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  _check_mesh(config, mesh)
+  startup.check_mesh(config.packing, mesh)
   model = initial.read_config(config.model.path, config.model.variant)
   tokenizer_dir = config.data.tokenizer or initial.hf_folder(config.model.path)
-  words = tokenizer.load(tokenizer_dir)
-  if words.vocab_size > model.vocab_size:
-    raise ValueError(
-      f'data.tokenizer: expected ids below the {model.vocab_size} rows of the '
-      f'embedding, got {words.vocab_size} ids in {tokenizer_dir}'
-    )
+  words = startup.load_tokenizer(tokenizer_dir, model, field='data.tokenizer')
   data = _load_data(config, words)
   batches, num_steps = _batches(config, data.train)
   tx = optimizer.make(
@@ -181,30 +194,6 @@ def _prepare(config: SftConfig, workdir: pathlib.Path) -> Run:
       dtype=config.model.dtype,
     )
   return Run(config, workdir, mesh, model, tx, data, batches, num_steps)
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-  """What is wrong with given files and values is the user's to mend."""
-  try:
-    yield
-  except (ValueError, FileNotFoundError) as error:
-    raise app.UsageError(str(error)) from error
-
-
-def _check_mesh(config: SftConfig, mesh: Mesh) -> None:
-  """Checks what the config alone cannot know when a size is -1."""
-  for field, value, axis in (
-    ('num_rows', config.packing.num_rows, 'data'),
-    ('row_length', config.packing.row_length, 'context'),
-  ):
-    if value % mesh.shape[axis]:
-      raise ConfigError(
-        [
-          f'packing.{field} = {value}: must be a multiple of the '
-          f'{mesh.shape[axis]} devices of mesh.{axis}'
-        ]
-      )
 
 
 def _load_data(config: SftConfig, words: tokenizer.Tokenizer) -> Demonstrations:
@@ -246,45 +235,6 @@ def _batches(
 
 def _shape(config: SftConfig) -> packing.BatchShape:
   return packing.BatchShape(**dataclasses.asdict(config.packing))
-
-
-def _restore_or_start(
-  run: Run, last: Checkpointer
-) -> tuple[TrainState, Account]:
-  """The newest state that is whole, or one at step 0."""
-  from qed.training import initial, metrics, steps
-
-  digest = demonstrations.digest(run.data.train)
-  restored = last.restore_latest_valid(
-    steps.abstract_state(run.model, run.tx, run.mesh)
-  )
-  if restored:
-    account = Account(**restored.extra)
-    if account.data_digest != digest:
-      raise ConfigError(
-        [
-          f'data.paths: {run.workdir} was trained on other samples than these '
-          'files give now; bring those back, or use another --workdir'
-        ]
-      )
-    _say(f'restored step {restored.step} from {last.directory}')
-    return restored.state, account
-  record = run.workdir / 'metrics.jsonl'
-  num_recorded = max(metrics.read(record), default=0) if record.exists() else 0
-  # One save may have been in progress and another not have begun.
-  if num_recorded > 2 * run.config.training.checkpoint_interval_steps:
-    raise ConfigError(
-      [
-        f'{last.directory} has no checkpoint, though {record} has '
-        f'{num_recorded} steps; bring it back, or use another --workdir'
-      ]
-    )
-  _say(f'no checkpoint in {last.directory}: this is step 0')
-  params = initial.read_params(
-    run.config.model.path, run.model, run.mesh, seed=run.config.training.seed
-  )
-  state = steps.init_state(params, run.model, run.tx, run.mesh)
-  return state, Account(data_digest=digest)
 
 
 # The loop.

@@ -37,20 +37,21 @@ def problems(values: dict) -> tuple[str, ...]:
   return caught.value.problems
 
 
-def leaves(program: str) -> list[tuple[str, object]]:
-  """Dotted path and default value of every field that is no section."""
-  return [
-    (f'{name}.{field}', value)
-    for name, section in DEFAULTS[program].items()
-    if isinstance(section, dict)
-    for field, value in section.items()
-  ]
+def leaves(section: dict, prefix: str = '') -> list[tuple[str, object]]:
+  """Dotted path and default value of every field that is in a section."""
+  found = []
+  for name, value in section.items():
+    if isinstance(value, dict):
+      found += leaves(value, f'{prefix}{name}.')
+    elif prefix:
+      found.append((prefix + name, value))
+  return found
 
 
 EVERY_FIELD = [
   pytest.param(program, path, value, id=f'{program}-{path}')
   for program in DEFAULTS
-  for path, value in leaves(program)
+  for path, value in leaves(DEFAULTS[program])
 ]
 
 
@@ -214,6 +215,13 @@ BOUNDS = {
     ('rollout.problems_per_step', [1], [0]),
     ('rollout.group_size', [2], [1]),
     ('rollout.max_lag', [-1, 0], [-2]),
+    ('rollout.states_per_problem', [0], [-1]),
+    ('cache.num_turns', [1], [0]),
+    ('cache.reason_prompt', ['x'], ['']),
+    ('cache.summary.max_tokens', [1], [0]),
+    ('summarizer.max_prompt_tokens', [1], [0]),
+    ('replay.start_frac', [0.0, 1.0], [-0.1, 1.1]),
+    ('replay.max_age_steps', [0], [-1]),
     ('sampling.max_tokens', [1], [0]),
     ('sampling.top_p', [], [0.0, 1.1]),
     ('sampling.top_k', [], [-1]),
@@ -271,6 +279,13 @@ def test_a_bound_accepts_its_edge_and_refuses_what_is_beyond(
     assert problem.startswith(f'{path} = {value!r}: must be ')
 
 
+CACHED = {
+  'rollout.problems_per_step': 16,
+  'rollout.states_per_problem': 4,
+  'problems.prompt': 'cache_reason',
+  'problems.max_prompt_tokens': 3_000,
+  'packing.row_length': 53_000,
+}
 # What cannot go together, the path that the error names, a word of the rule.
 COMBINATIONS = {
   'weights from nowhere': (
@@ -363,6 +378,42 @@ COMBINATIONS = {
     {'data.validation_frac': 0.0},
     'training.eval_interval_steps',
     'validation_frac is 0',
+  ),
+  'more states than turns lead through': (
+    'grpo',
+    {**CACHED, 'cache.num_turns': 2},
+    'rollout.states_per_problem',
+    'at most 3',
+  ),
+  'a first turn with another prompt': (
+    'grpo',
+    {**CACHED, 'problems.prompt': 'prove'},
+    'problems.prompt',
+    "'cache_reason'",
+  ),
+  'prompts without room for a summary': (
+    'grpo',
+    {**CACHED, 'problems.max_prompt_tokens': 2_048},
+    'problems.max_prompt_tokens',
+    'cache.summary.max_tokens = 2048',
+  ),
+  'a replay of no summaries': (
+    'grpo',
+    {'replay.max_summaries': 1},
+    'replay.max_summaries',
+    'states_per_problem = 0',
+  ),
+  'a frozen summarizer without weights': (
+    'grpo',
+    {'summarizer.source': 'frozen'},
+    'summarizer.path',
+    "'frozen'",
+  ),
+  'an endpoint that nobody asks': (
+    'grpo',
+    {'summarizer.base_url': 'http://x/v1', 'summarizer.model': 'x'},
+    'summarizer.base_url',
+    "'policy'",
   ),
   'a constant without its value': (
     'grpo',
@@ -543,4 +594,7 @@ def test_every_field_is_described():
   assert described['optim.peak_lr'] == 'a number, above 0'
   assert described['optim.schedule'].startswith("one of 'cosine'")
   assert described['data.paths'] == 'a list of texts, at least one file'
-  assert set(described) == {'program', *(path for path, _ in leaves('sft'))}
+  assert set(described) == {
+    'program',
+    *(path for path, _ in leaves(DEFAULTS['sft'])),
+  }

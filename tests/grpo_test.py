@@ -34,6 +34,7 @@ from qed import (
   preparation,
   samplers,
   schema,
+  unrolling,
 )
 from qed.data import problems as files
 from qed.data import templates, tokenizer
@@ -136,6 +137,7 @@ def make_config(tiny, **changes):
     'sampling.max_tokens': MAX_TOKENS,
     'sampler.placement': 'shared',
     'sampler.data': 1,
+    'sampler.tensor': 1,
     'sampler.urls': (),
     'model.attention': 'dense',
     'engine.num_slots': 8,
@@ -610,6 +612,38 @@ def test_too_many_proofs_without_a_grade_end_the_run_with_the_reason(
     train(tiny, tmp_path, parts, **changes)
   assert checkpoints.steps(tmp_path / 'checkpoints') == [1]
   assert_ledger_closes(tmp_path)
+  changes['health.max_ungraded_frac'] = 1.0
+  assert train(tiny, tmp_path, **changes) == cli.DONE
+
+
+def test_groups_of_no_use_end_the_run_with_its_state_saved(tiny, tmp_path):
+  async def forget(problem, completion):
+    return make_grade(None) if completion.versions[0] else None
+
+  parts = Parts()
+  parts.before_grade = forget
+  changes = {'health.max_dropped_groups': 3}
+  with pytest.raises(health.HealthError, match='max_dropped_groups = 3'):
+    train(tiny, tmp_path, parts, **changes)
+  assert checkpoints.steps(tmp_path / 'checkpoints') == [1]
+  assert_ledger_closes(tmp_path)
+
+
+def test_a_run_that_stopped_itself_says_so_in_a_paragraph(monkeypatch, capsys):
+  """What was measured, the limit, the state, the remedy; and no traceback."""
+
+  def stop(config, workdir):
+    raise health.HealthError('step 7: entropy = 0', remedy='a lower rate')
+
+  monkeypatch.setattr(grpo, 'train', stop)
+  monkeypatch.setattr(cli, 'check_paths', lambda *paths: None)
+  source = str(REPOSITORY / 'experiments' / 'rl_main.py')
+  argv = ['qed grpo', f'--config={source}', '--workdir=somewhere']
+  assert cli.run(grpo.main, argv) == cli.USAGE
+  text = capsys.readouterr().err
+  for part in ('step 7: entropy = 0', 'a lower rate', 'somewhere/checkpoints'):
+    assert part in text
+  assert len(text.splitlines()) == 1
 
 
 # Refused before anything runs.
@@ -624,17 +658,18 @@ def test_problems_that_are_held_out_are_not_practised_on(tiny, tmp_path):
 def test_a_run_cannot_go_on_with_other_problems(straight, tiny, tmp_path):
   write_problems(tmp_path / 'others.jsonl', range(1, 6))
   changes = {'problems.paths': (str(tmp_path / 'others.jsonl'),)}
-  with pytest.raises(app.UsageError, match='on other problems'):
+  with pytest.raises(app.UsageError, match='on other data'):
     train(tiny, straight, **changes)
 
 
 def test_every_field_of_the_config_is_read():
   """A field is read by name, or with the whole of its section."""
-  modules = (grpo, preparation, policy, samplers, held_out)
+  modules = (grpo, preparation, policy, samplers, held_out, unrolling)
   source = ''.join(pathlib.Path(m.__file__).read_text() for m in modules)
   named = {*re.findall(r'\.(\w+)', source)}
   whole = {*re.findall(r'asdict\((?:\w+\.)*config\.(\w+)\)', source)}
-  whole |= {'judge', 'loss', 'sampling', 'evaluation'}  # Handed on whole.
+  # Handed on whole.
+  whole |= {'judge', 'loss', 'sampling', 'evaluation', 'cache'}
   unread = {
     path
     for path in schema.paths(config.GrpoConfig)

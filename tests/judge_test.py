@@ -1,15 +1,12 @@
 """`qed judge` against a judge whose bias and noise are known."""
 
-import asyncio
 import collections
-import contextlib
 import json
 import os
 import random
 import re
 import signal
 import sqlite3
-import threading
 
 import pytest
 
@@ -45,30 +42,6 @@ class BiasedJudge:
     score = int(re.search(r'worth (\d)', proof)[1]) + 1 + noise
     text = self.reply.format(score=score)
     return scripted.answer(body=scripted.chat(text))
-
-
-@contextlib.contextmanager
-def served(respond):
-  """Serves from a thread: the program has a loop of its own."""
-  ready, url = threading.Event(), []
-  loop = asyncio.new_event_loop()
-  stop = asyncio.Event()
-
-  async def serve():
-    async with scripted.serve(respond) as base_url:
-      url.append(base_url)
-      ready.set()
-      await stop.wait()
-
-  thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-  thread.start()
-  try:
-    assert ready.wait(10)
-    yield url[0]
-  finally:
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
-    loop.close()
 
 
 @pytest.fixture
@@ -118,7 +91,7 @@ def test_a_run_recovers_the_bias_and_the_noise_and_writes_all(
 ):
   truth = BiasedJudge()
   workdir = tmp_path / 'run'
-  with served(truth) as url:
+  with scripted.in_thread(truth) as url:
     assert run(graded, workdir, url, '--config.agreement.replicas=4') == 0
   size = NUM_PROBLEMS * NUM_SOLUTIONS * 4
   assert truth.num_calls == size
@@ -147,7 +120,7 @@ def test_a_run_recovers_the_bias_and_the_noise_and_writes_all(
 
 def test_the_judge_is_asked_what_the_config_says(graded, tmp_path):
   truth = BiasedJudge()
-  with served(truth) as url:
+  with scripted.in_thread(truth) as url:
     options = ('--config.judge.template=gimo', '--config.judge.effort=high')
     assert run(graded, tmp_path / 'run', url, *options) == 0
   body = truth.questions[0]
@@ -162,7 +135,7 @@ def test_nothing_is_paid_for_twice_and_regrading_calls_nobody(
 ):
   truth = BiasedJudge()
   workdir = tmp_path / 'run'
-  with served(truth) as url:
+  with scripted.in_thread(truth) as url:
     assert run(graded, workdir, url) == 0
     first, num_calls = summary(workdir), truth.num_calls
     assert run(graded, workdir, url) == 0
@@ -184,7 +157,7 @@ def test_regrading_uses_todays_parser(graded, tmp_path, monkeypatch):
   truth = BiasedJudge()
   truth.reply = '<points>{score}</points>'
   workdir = tmp_path / 'run'
-  with served(truth) as url:
+  with scripted.in_thread(truth) as url:
     assert run(graded, workdir, url, '--config.judge.max_draws=1') == 0
   assert summary(workdir)['statuses'] == {'unparseable': 36}
   assert summary(workdir)['metrics']['failed']['value'] == 1.0
@@ -202,7 +175,7 @@ def test_regrading_uses_todays_parser(graded, tmp_path, monkeypatch):
 def test_what_cannot_be_read_is_told_and_left_out(graded, tmp_path, capsys):
   truth = BiasedJudge()
   truth.reply = '<score>{score}/6</score>'
-  with served(truth) as url:
+  with scripted.in_thread(truth) as url:
     truth.before_answering = lambda: setattr(
       truth,
       'reply',
@@ -226,7 +199,7 @@ def test_a_run_that_is_terminated_says_so_and_goes_on(graded, tmp_path):
       os.kill(os.getpid(), signal.SIGTERM)
 
   truth.before_answering = terminate
-  with served(truth) as url:
+  with scripted.in_thread(truth) as url:
     assert run(graded, workdir, url, one_by_one) == cli.RESTART
     assert not (workdir / 'summary.json').exists()
     with sqlite3.connect(workdir / 'verdicts.sqlite') as database:

@@ -83,6 +83,7 @@ def train(proofbench, model_dir, workdir, *, judge_url, max_tokens, **changes):
     'sampling.max_tokens': max_tokens,
     'sampler.placement': 'shared',
     'sampler.data': 1,
+    'sampler.tensor': 1,
     'sampler.urls': '()',
     'engine.num_slots': 2 * GROUP_SIZE,
     'engine.page_size': 512,

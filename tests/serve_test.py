@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -12,11 +14,13 @@ import jax
 import numpy as np
 import openai
 import pytest
+import uvicorn
 
 from bench import serve as bench
-from qed import cli
+from qed import cli, serve
 from qed.models import hf, qwen3, specs
 from qed.rollout import weights
+from tests.rollout import http_api_test
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -184,6 +188,64 @@ def test_load_with_disconnects_and_nonsense_leaks_nothing(served):
   assert all(report['ends'].values()), 'every kind was sent'
   assert report['health_afterwards'] == 200
   assert not any(report['held_afterwards'].values())
+
+
+class Patient(http_api_test.Scheduler):
+  """A scheduler whose completions end when they may."""
+
+  def __init__(self):
+    super().__init__()
+    self.may_end = asyncio.Event()
+
+  def submit(self, *args, **kwargs):
+    stream = super().submit(*args, **kwargs)
+
+    async def pieces():
+      await self.may_end.wait()
+      async for piece in stream:
+        yield piece
+
+    return Pieces(stream, pieces())
+
+
+class Pieces:
+  def __init__(self, stream, pieces):
+    self.cancel, self._pieces = stream.cancel, pieces
+
+  def __aiter__(self):
+    return self._pieces
+
+
+async def test_sigterm_lets_what_runs_finish_in_its_time():
+  scheduler = Patient()
+  app = http_api_test.make_app(scheduler)
+  listener = serve._listen('127.0.0.1', 0)
+  url = f'http://127.0.0.1:{listener.getsockname()[1]}'
+  server = uvicorn.Server(
+    uvicorn.Config(app, log_level='error', lifespan='off')
+  )
+  before = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGINT)]
+  try:
+    serving = asyncio.create_task(
+      serve._until_stopped(server, app, scheduler, listener, 20.0)
+    )
+    async with httpx2.AsyncClient(base_url=url) as client:
+      answer = asyncio.create_task(
+        client.post('/v1/completions', json={'prompt': [5]})
+      )
+      while not scheduler.submitted:
+        await asyncio.sleep(0.01)
+      os.kill(os.getpid(), signal.SIGTERM)
+      while not app.state.api._is_draining:
+        await asyncio.sleep(0.01)
+      assert not serving.done()
+      scheduler.may_end.set()
+      response = await answer
+    await serving
+  finally:
+    for number, handler in before:
+      signal.signal(number, handler)
+  assert response.json()['choices'][0]['finish_reason'] == 'stop'
 
 
 def test_sigterm_answers_what_runs_and_ends_with_0(served):

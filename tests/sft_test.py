@@ -438,7 +438,7 @@ def test_other_samples_are_refused(straight, tiny, tmp_path):
   others[0]['proof'] += ' Indeed.'
   write_traces(tmp_path / 'others.jsonl', others)
   changes = {'data.paths': (str(tmp_path / 'others.jsonl'),)}
-  with pytest.raises(app.UsageError, match='other samples'):
+  with pytest.raises(app.UsageError, match='on other data'):
     train(tiny, straight, **changes)
 
 

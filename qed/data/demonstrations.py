@@ -47,7 +47,8 @@ def load(
   Args:
     paths: as `problems.stream_traces` reads them.
     tokenizer: of the model.
-    prompt: a template whose only slot is `problem`.
+    prompt: a template whose only slot is `problem`; a trace with messages of
+      its own is not asked by it.
     style: of the chat; only 'thinking' has a place for reasoning.
     max_tokens: of a sample, prompt included.
     overlong: what becomes of a longer one.
@@ -102,12 +103,13 @@ def _sample(
   style: chat.ChatStyle,
 ) -> TrainingSample:
   """The prompt as the policy will see it, and what it should answer."""
-  text = templates.render(prompt, problem=trace.statement)
+  messages = trace.prompt_messages
+  if not messages:
+    text = templates.render(prompt, problem=trace.statement)
+    messages = (Message(role='user', content=text),)
   try:
     return samples.from_sft(
-      chat.encode_chat(
-        tokenizer, [Message(role='user', content=text)], style=style
-      ),
+      chat.encode_chat(tokenizer, messages, style=style),
       chat.encode_completion(
         tokenizer, trace.proof, reasoning=trace.reasoning, style=style
       ),

@@ -20,9 +20,9 @@ import os
 import pathlib
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from qed.types import Problem
+from qed.types import Message, Problem, Role
 
 OnMalformed = Literal['skip', 'refuse']
 Path = str | os.PathLike
@@ -55,6 +55,7 @@ TRACE_COLUMNS = {
   'difficulty': ('difficulty', 'qwen3-4b-thinking-reward@128'),
   'source': ('source',),
   'competition': ('competition',),
+  'prompt_messages': ('prompt_messages',),
 }
 RUBRIC_ITEM_KEYS = {
   'title': ('title',),
@@ -92,6 +93,9 @@ class Trace:
   difficulty: float | None = None  # Mean reward of the base model, 0..1.
   source: str = ''
   competition: str = ''
+  # What was asked, where it was not the problem alone (a summary, a review,
+  # ...); (): whatever prompt the run asks for proofs with.
+  prompt_messages: tuple[Message, ...] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -266,7 +270,25 @@ def _trace(row: _Row) -> Trace:
     difficulty=line.number('difficulty', 0, 1),
     source=line.text('source', default=''),
     competition=line.text('competition', default=''),
+    prompt_messages=_messages(line),
   )
+
+
+def _messages(line: Line) -> tuple[Message, ...]:
+  """The conversation in the field prompt_messages, () where there is none."""
+  value = line.value('prompt_messages')
+  try:
+    messages = tuple(Message(**message) for message in value or ())
+    is_sound = all(
+      message.role in get_args(Role) and isinstance(message.content, str)
+      for message in messages
+    )
+  except TypeError:  # No list, no dictionaries in it, or with other keys.
+    is_sound = False
+  if not is_sound:
+    what = f'a list of messages (role, one of {get_args(Role)}, and content)'
+    raise ValueError(line.expected('prompt_messages', what, value))
+  return messages
 
 
 _REQUIRED = object()
@@ -342,6 +364,7 @@ def read_records(
   malformed: OnMalformed,
   report: ReadReport,
   for_training: bool = True,
+  on_skip: Callable[[str, str], None] | None = None,
 ) -> Iterator[tuple[str, _Record]]:
   """Checks the request at once, then yields (place, record) lazily.
 
@@ -353,6 +376,8 @@ def read_records(
     malformed: As in `load_problems`.
     report: Filled as the records are read.
     for_training: Refuses the benchmarks in `EVALUATION_ONLY`.
+    on_skip: Told (place, what is wrong) of every skip; the report names the
+      first few alone.
 
   Raises:
     ValueError, FileNotFoundError: As `load_problems`.
@@ -390,6 +415,8 @@ def read_records(
               f"{message}. Mend the line, or read with malformed='skip'."
             ) from None
           report.num_skipped += 1
+          if on_skip is not None:
+            on_skip(place, str(error))
           if len(report.skipped) < _NUM_SKIPS_TOLD:
             report.skipped.append(message)
           continue

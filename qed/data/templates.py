@@ -9,7 +9,11 @@ The texts are in texts/NAME.md:
 
   prove    {{problem}}   asks for a complete proof
   answer   {{problem}}   asks for a boxed final answer
+  guided   {{problem}} {{prefix}}   asks for the rest of a proof
   judge_*  for judges: see qed/grading/rubrics.py
+  curate_*  for curation: see qed/curation
+  cache_*  for a reasoning cache: see qed/scaffolds/reasoning_cache.py
+  scaffold_*  for the calls of a scaffold: see SLOTS in each of qed/scaffolds
 
 A text that must not speak for itself, such as a proof that a judge reads, is
 put between two marker lines (`fence`). Their code is a hash of the text, which
@@ -32,7 +36,8 @@ _CODE = r'[0-9a-f]{12}'
 # tokens of the usual chat formats. Wider than what any reader of verdicts
 # accepts: white space and letters of any alphabet count here.
 _MARKUP = re.compile(
-  r'<(?=\s*/?\s*(?:score|assessment|errors|summary|verification|think)[^<>]*>'
+  r'<(?=\s*/?\s*(?:score|assessment|errors|summary|verification|think'
+  r'|verdict|keep)[^<>]*>'
   rf'|\s*/?\s*[a-z]+-{_CODE}\s*>'
   r'|[|｜][^\s<>]{1,60}[|｜]>'
   r'|/?s>|(?:start|end)_of_turn>)',

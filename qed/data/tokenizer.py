@@ -212,7 +212,7 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def train_sentencepiece(
-  texts: Iterable[str], *, max_vocab_size: int
+  texts: Iterable[str], *, max_vocab_size: int, mixes_scripts: bool = False
 ) -> Tokenizer:
   r"""Learns a small tokenizer with ChatML and think tags, deterministically.
 
@@ -229,6 +229,7 @@ def train_sentencepiece(
     texts: what to learn from, plain text without control tokens.
     max_vocab_size: control tokens, 256 bytes, every character of `texts`, and
       merged pieces for as long as there are any; there may be fewer.
+    mixes_scripts: whether a piece may hold letters and signs, such as `d=c*`.
 
   Raises:
     ValueError: `max_vocab_size` does not hold even the characters.
@@ -249,6 +250,7 @@ def train_sentencepiece(
       add_dummy_prefix=False,
       remove_extra_whitespaces=False,
       split_digits=True,
+      split_by_unicode_script=not mixes_scripts,
       unk_id=0,
       bos_id=-1,
       eos_id=1,

@@ -143,14 +143,23 @@ class Http:
     temperature: float,
     max_tokens: int,
     effort: str = '',
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int | None = None,
   ) -> Reply:
     """One attempt at one chat completion; never raises a `Failure`.
+
+    What has its default is not sent: some endpoints refuse fields that they do
+    not know.
 
     Args:
       messages: the conversation.
       temperature: of the answer.
       max_tokens: of the answer and the thinking before it.
-      effort: of the thinking; '': not sent.
+      effort: of the thinking.
+      top_p: the share of the probability that is kept.
+      top_k: how many tokens are kept; 0: all.
+      seed: of the drawing.
     """
     body = {
       'model': self._endpoint.model,
@@ -162,6 +171,12 @@ class Http:
     }
     if effort:
       body['reasoning_effort'] = effort
+    if top_p != 1:
+      body['top_p'] = top_p
+    if top_k:
+      body['top_k'] = top_k
+    if seed is not None:
+      body['seed'] = seed
     try:
       answer = await self._call('chat/completions', body)
       return wire.reply(answer)
@@ -175,23 +190,20 @@ class Http:
       )
 
   async def chat(
-    self,
-    messages: Sequence[types.Message],
-    *,
-    temperature: float,
-    max_tokens: int,
-    effort: str = '',
+    self, messages: Sequence[types.Message], **fields: Any
   ) -> Reply:
     """One chat completion, with the endpoint's `max_attempts`.
+
+    Args:
+      messages: the conversation.
+      **fields: the other arguments of `ask`.
 
     Raises:
       Failure: none of them brought an answer.
     """
 
     async def attempt():
-      reply = await self.ask(
-        messages, temperature=temperature, max_tokens=max_tokens, effort=effort
-      )
+      reply = await self.ask(messages, **fields)
       if reply.kind != 'answer':
         raise Failure(
           reply.kind,

@@ -52,10 +52,12 @@ class Reply:
 
   kind: Literal['answer'] | FailureKind
   text: str = ''  # Empty where a thinking model ran out of tokens.
+  reasoning: str = ''  # Of an endpoint that shows it apart from the text.
   refusal: str = ''
   finish_reason: str = ''
   prompt_tokens: int = 0  # These are 0 where the endpoint does not say.
-  completion_tokens: int = 0
+  completion_tokens: int = 0  # Those of the reasoning among them.
+  reasoning_tokens: int = 0
   detail: str = ''  # Of a failure.
   retry_after_secs: float = 0.0  # 0: the endpoint did not say.
 
@@ -111,13 +113,20 @@ def reply(answer: Mapping[str, Any]) -> Reply:
     raise Malformed(f'expected content as a text, got {text!r:.80}')
   usage = answer.get('usage')
   counts = usage if isinstance(usage, dict) else {}
+  details = counts.get('completion_tokens_details')
+  # Servers call it by one of two names, some send null under the other.
+  reasoning = message.get('reasoning_content') or message.get('reasoning')
   return Reply(
     kind='answer',
     text=printable(text or ''),
+    reasoning=printable(reasoning if isinstance(reasoning, str) else ''),
     refusal=printable(str(message.get('refusal') or '')),
     finish_reason=str(choice.get('finish_reason') or ''),
     prompt_tokens=_count(counts.get('prompt_tokens')),
     completion_tokens=_count(counts.get('completion_tokens')),
+    reasoning_tokens=_count(
+      details.get('reasoning_tokens') if isinstance(details, dict) else None
+    ),
   )
 
 

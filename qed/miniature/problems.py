@@ -11,6 +11,14 @@ line (rule, operands, value) and concludes:
     f=e+4
     Prove that f=0.
 
+Some problems ask to `Prove in brief`: for them a proof is the values alone, and
+how they come about is the prover's own business.
+
+    Work modulo 5.        e=1
+    ...                   f=0
+    Prove in brief that   Hence f=0.
+    f=0.
+
 The statement says all there is to know: `parse` gets the chain back from it.
 """
 
@@ -33,7 +41,7 @@ MAX_POINTS = 7
 _STATEMENT = re.compile(
   rf'Work modulo {MODULUS}\.\n'
   r'([a-z])=([0-9])\n((?:[a-z]=[a-z][*+][0-9]\n)+)'
-  r'Prove that [a-z]=[0-9]\.'
+  r'Prove( in brief)? that [a-z]=[0-9]\.'
 )
 
 
@@ -43,6 +51,7 @@ class Chain(NamedTuple):
   start: int
   steps: tuple[tuple[str, int], ...]  # ('*' or '+', constant)
   first: str = 'a'  # The name of the start; the others follow it.
+  is_brief: bool = False  # Whether a proof is the values alone.
 
   @property
   def values(self) -> list[int]:
@@ -68,12 +77,15 @@ class Chain(NamedTuple):
     return [b - a for a, b in itertools.pairwise(reached)]
 
 
-def draw(num_steps: int, rng: np.random.Generator) -> Chain:
+def draw(
+  num_steps: int, rng: np.random.Generator, *, is_brief: bool = False
+) -> Chain:
   """A random chain in which no step loses or keeps a value.
 
   Args:
     num_steps: 1 to `MAX_STEPS`.
     rng: advanced.
+    is_brief: of the chain.
 
   Raises:
     ValueError: another number of steps.
@@ -93,11 +105,16 @@ def draw(num_steps: int, rng: np.random.Generator) -> Chain:
       for is_sum in operations
     ),
     first=string.ascii_lowercase[rng.integers(MAX_STEPS - num_steps + 1)],
+    is_brief=is_brief,
   )
 
 
 def draw_distinct(
-  num_chains: int, num_steps: Sequence[int], rng: np.random.Generator
+  num_chains: int,
+  num_steps: Sequence[int],
+  rng: np.random.Generator,
+  *,
+  is_brief: bool = False,
 ) -> list[Chain]:
   """Different chains, whose numbers of steps take turns.
 
@@ -108,7 +125,8 @@ def draw_distinct(
   for _ in range(3 * num_chains + 1000):
     if len(chains) == num_chains:
       return list(chains)
-    chains[draw(num_steps[len(chains) % len(num_steps)], rng)] = None
+    size = num_steps[len(chains) % len(num_steps)]
+    chains[draw(size, rng, is_brief=is_brief)] = None
   raise ValueError(
     f'expected {num_chains} different chains of {tuple(num_steps)} steps, '
     f'found {len(chains)}; ask for fewer, or for longer ones'
@@ -117,19 +135,29 @@ def draw_distinct(
 
 def problem(chain: Chain) -> Problem:
   """The chain as a problem, with a rubric and a reference proof."""
-  start, *rules = (
-    f'{name}={rule}'
-    for name, rule in zip(chain.names, _rules(chain), strict=True)
-  )
-  claim = f'{chain.names[-1]}={chain.values[-1]}'
-  lines = [f'Work modulo {MODULUS}.', start, *rules, f'Prove that {claim}.']
+  kind = 'brief' if chain.is_brief else 'chain'
+  first, *rules = _rules(chain)
   return Problem(
-    problem_id='-'.join(['chain', start, *(rule[2:] for rule in rules)]),
-    statement='\n'.join(lines),
+    problem_id='-'.join([kind, f'{chain.first}={first}', *rules]),
+    statement=statement(chain),
     rubric=_rubric(chain),
     reference=proof(chain),
     source='miniature',
   )
+
+
+def statement(chain: Chain) -> str:
+  """What is given and what is to be proved."""
+  names = chain.names
+  task = 'Prove in brief that' if chain.is_brief else 'Prove that'
+  lines = [
+    f'Work modulo {MODULUS}.',
+    *(
+      f'{name}={rule}' for name, rule in zip(names, _rules(chain), strict=True)
+    ),
+    f'{task} {names[-1]}={chain.values[-1]}.',
+  ]
+  return '\n'.join(lines)
 
 
 def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
@@ -144,7 +172,9 @@ def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
   _, *rules = _rules(chain)
   derived = chain.values if values is None else values
   lines = [
-    f'{name}={rule}={last}{rule[1:]}={value}'
+    f'{name}={value}'
+    if chain.is_brief
+    else f'{name}={rule}={last}{rule[1:]}={value}'
     for name, rule, (last, value) in zip(
       names[1:], rules, itertools.pairwise(derived), strict=True
     )
@@ -152,29 +182,27 @@ def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
   return '\n'.join([*lines, f'Hence {names[-1]}={claim}.'])
 
 
-def parse(statement: str) -> Chain:
+def parse(text: str) -> Chain:
   """The chain that a statement is about.
 
   Raises:
-    ValueError: it is not, to the letter, the statement of a chain.
+    ValueError: the text is not, to the letter, the statement of a chain.
   """
-  match = _STATEMENT.fullmatch(statement)
+  match = _STATEMENT.fullmatch(text)
   if match:
-    first, start, rules = match.groups()
+    first, start, rules, brief = match.groups()
     chain = Chain(
       start=int(start),
       steps=tuple((rule[3], int(rule[4:])) for rule in rules.splitlines()),
       first=first,
+      is_brief=bool(brief),
     )
     # The right names in the right order, and a true claim.
-    if (
-      len(chain.names) == len(chain.steps) + 1
-      and problem(chain).statement == statement
-    ):
+    if len(chain.names) == len(chain.steps) + 1 and statement(chain) == text:
       return chain
   raise ValueError(
     f'expected the statement of a chain modulo {MODULUS}, as '
-    f'qed.miniature.problems writes it, got {statement[:80]!r}'
+    f'qed.miniature.problems writes it, got {text[:80]!r}'
   )
 
 
@@ -194,14 +222,17 @@ def _rubric(chain: Chain) -> str:
     chain.points, chain.names[1:], chain.names, chain.values[1:], strict=False
   )
   lines += [
-    f'- {points} points: {name}={value} is derived from {last} by its rule, '
-    'and so is everything before it'
+    f'- {points} points: {name}={value} is stated, after everything before it'
+    if chain.is_brief
+    else f'- {points} points: {name}={value} is derived from {last} by its '
+    'rule, and so is everything before it'
     for points, name, last, value in rows
     if points
   ]
+  unfounded = '' if chain.is_brief else ' a value without its rule;'
   lines += [
-    'Zero credit: repeating the statement; a value without its rule; whatever '
-    'comes after a false line.',
+    f'Zero credit: repeating the statement;{unfounded} whatever comes after a '
+    'false line.',
     'Deductions: -1 if the conclusion is missing or is not the last line; -1 '
     'if there is any line that is no part of the proof.',
   ]

@@ -27,6 +27,13 @@ def write(chain: Chain, rng: np.random.Generator, *, error_rate: float) -> str:
     error_rate: the probability that a line is wrong; every wrong value is
       equally likely.
   """
+  return problems.proof(chain, derive(chain, rng, error_rate=error_rate))
+
+
+def derive(
+  chain: Chain, rng: np.random.Generator, *, error_rate: float
+) -> list[int]:
+  """The values that `write` comes to, from the start on."""
   values = [chain.start]
   for operation, constant in chain.steps:
     last = values[-1]
@@ -34,7 +41,7 @@ def write(chain: Chain, rng: np.random.Generator, *, error_rate: float) -> str:
     if rng.random() < error_rate:
       value += rng.integers(1, MODULUS)
     values.append(int(value % MODULUS))
-  return problems.proof(chain, values)
+  return values
 
 
 def traces(

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qed.reporting import plots
+from qed.reporting import leaderboard, plots, score_plots
 
 _ASSETS = pathlib.Path(__file__).with_name('assets')
 
@@ -30,14 +30,23 @@ class Run:
   summary: Mapping[str, Any]  # The content of summary.json.
   groups: Sequence[Mapping[str, Any]]  # As `rollouts.choose` gives them.
   num_groups: int  # That there were to choose from.
+  # Of `qed evaluate`: what `naming` calls entries.
+  evaluations: Sequence[Mapping[str, Any]] = ()
 
 
-def write(folder: str | os.PathLike[str], runs: Sequence[Run]) -> pathlib.Path:
+def write(
+  folder: str | os.PathLike[str],
+  runs: Sequence[Run],
+  compared: Sequence[Mapping[str, Any]] = (),
+) -> pathlib.Path:
   """Writes index.html and assets/ into a folder.
+
+  Evaluations are also written as tables to leaderboard.md.
 
   Args:
     folder: created if need be; the files of an earlier page are replaced.
     runs: at least one. Their curves share the axes.
+    compared: pairs of evaluations, as `leaderboard.comparison_table` has them.
 
   Returns:
     The path of index.html.
@@ -73,8 +82,12 @@ def write(folder: str | os.PathLike[str], runs: Sequence[Run]) -> pathlib.Path:
     for program, members in programs.items()
     for panel in plots.PANELS
   ]
+  entries = [entry for run in runs for entry in run.evaluations]
+  board = leaderboard.tables(entries, compared)
   html = template.render(
     runs=runs,
+    board=board,
+    figures=score_plots.figures(entries),
     panels=[panel for panel in panels if panel[-1]],
     tables=[_table(run) for run in runs],
     settings=_settings(runs),
@@ -84,6 +97,9 @@ def write(folder: str | os.PathLike[str], runs: Sequence[Run]) -> pathlib.Path:
   partial = folder / 'index.html.partial'
   partial.write_text(html, encoding='utf-8')
   partial.replace(target)
+  if board:
+    text = leaderboard.markdown(board)
+    (folder / 'leaderboard.md').write_text(text, encoding='utf-8')
   return target
 
 

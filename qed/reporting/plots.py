@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 # Step -> name -> value, as in metrics.jsonl.
 Metrics = Mapping[int, Mapping[str, float]]
 
-_COLORS = (
+COLORS = (
   '#1f5fa8',
   '#c2491d',
   '#3b7d3a',
@@ -136,12 +136,12 @@ def draw(panel: Panel, runs: Mapping[str, Metrics]) -> str | None:
         curves.append((index, color, label, *zip(*points, strict=True)))
   if not curves:
     return None
-  figure, axes = _axes(panel.unit)
+  figure, axes = quiet_axes(panel.unit, x='step')
   for index, color, label, steps, values in curves:
     axes.plot(
       steps,
       values,
-      color=_COLORS[color % len(_COLORS)],
+      color=COLORS[color % len(COLORS)],
       linestyle=_DASHES[index % len(_DASHES)],
       marker='.' if len(steps) < 40 else None,
       markersize=4,
@@ -157,10 +157,10 @@ def draw(panel: Panel, runs: Mapping[str, Metrics]) -> str | None:
     fontsize=7.5,
     ncols=2 if max(len(curve[2]) for curve in curves) > 16 else 3,
   )
-  return _svg(figure)
+  return svg(figure)
 
 
-def _axes(unit: str):
+def quiet_axes(unit: str, *, x: str):
   """A figure with one pair of quiet axes, made without a display."""
   from matplotlib.figure import Figure  # Slow to import, and only here.
 
@@ -170,13 +170,13 @@ def _axes(unit: str):
   axes.grid(axis='y', color='#e4e4e0', linewidth=0.8)
   axes.set_axisbelow(True)
   axes.tick_params(labelsize=8, colors='#444444')
-  axes.set_xlabel('step', fontsize=8, color='#444444')
+  axes.set_xlabel(x, fontsize=8, color='#444444')
   axes.set_ylabel(unit, fontsize=8, color='#444444')
   axes.xaxis.get_major_locator().set_params(integer=True)
   return figure, axes
 
 
-def _svg(figure) -> str:
+def svg(figure) -> str:
   """The <svg> element alone; the text in it stays text."""
   import matplotlib
 

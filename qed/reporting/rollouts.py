@@ -80,6 +80,74 @@ def choose(
   return groups, len(offsets)
 
 
+def choose_attempts(
+  run_dir: str | os.PathLike[str], *, max_groups: int
+) -> tuple[list[Record], int]:
+  """Reads the graded attempts of an evaluation, problem by problem.
+
+  Args:
+    run_dir: of `qed evaluate`.
+    max_groups: problems at most, evenly from the first to the last.
+
+  Returns:
+    (groups, how many there were to choose from), as `choose` has them; what
+    stands beside a rollout's name is in `facts`.
+  """
+  path = pathlib.Path(run_dir) / 'records.jsonl'
+  # Of several lines about an attempt and a judge, the last one.
+  offsets: dict[str, dict[tuple[int, str], int]] = {}
+  for offset, record in _records(path, key='problem_id'):
+    if record['solution']:
+      key = (record['attempt'], record['judge'])
+      offsets.setdefault(record['problem_id'], {})[key] = offset
+  problems = {
+    record['problem_id']: record
+    for _, record in _records(
+      path.with_name('problems.jsonl'), key='problem_id'
+    )
+  }
+  groups = []
+  for problem_id in spread([*offsets], max_groups):
+    places = [place for _, place in sorted(offsets[problem_id].items())]
+    groups.append(
+      {
+        'group_id': problem_id,
+        'problem_id': problem_id,
+        'problem': problems.get(problem_id),
+        'step': None,
+        'rollouts': [_attempt(record) for record in _read_at(path, places)],
+      }
+    )
+  return groups, len(offsets)
+
+
+def _attempt(record: Record) -> Record:
+  """A line of records.jsonl as the viewer takes it."""
+  solution, grade = record['solution'], record['grade']
+  score = grade['score']
+  names = {
+    'completion_tokens': 'tokens',
+    'calls': 'call(s)',
+    'truncated': 'truncated',
+    'failed': 'failed',
+  }
+  usage = solution['usage']
+  return {
+    'name': f'attempt {record["attempt"]}',
+    'text': solution['text'] or 'There is no proof.',
+    'reward': None if score is None else score / 7,
+    'grade': grade,
+    'facts': [
+      *(
+        f'{usage[key]:,} {name}'
+        for key, name in names.items()
+        if usage.get(key)
+      ),
+      f'judge: {record["judge_name"]}',
+    ],
+  }
+
+
 def spread(items: list, count: int) -> list:
   """At most `count` of the items, evenly, with the first and the last."""
   if count <= 0:

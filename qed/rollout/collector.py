@@ -3,10 +3,11 @@
   begin -> generate -> grade -> rollouts.jsonl -> buffer -> take -> book
 
 Groups are numbered, and the number says the problem and the seeds
-(`prompts`). A group is open from when it is begun until a step has used it or
-it was found to be of no use (`book`, `_drop`), and then it is settled. What a
-checkpoint has to remember is therefore which numbers are settled; all others
-are begun again after a restart, with the rollouts that are on file already.
+(`prompts`); what a group is drawn with is the business of a `Source`. A group
+is open from when it is begun until a step has used it or it was found to be of
+no use (`book`, `_drop`), and then it is settled. What a checkpoint has to
+remember is therefore which numbers are settled; all others are begun again
+after a restart, with the rollouts that are on file already.
 
 How far samplers may run ahead of the trainer is decided when a group is begun
 (`buffer.max_alive`), and checked again, per rollout, when a step uses it
@@ -50,6 +51,48 @@ _UNFINISHED = Grade(
 )
 
 
+class Source(Protocol):
+  """What groups practise: `prompts.Plain`, or `states.Unroller`."""
+
+  num_groups_per_epoch: int  # Until every problem was practised once more.
+
+  def problem(self, group_id: int) -> Problem:
+    """What a group practises, and its proofs are graded by."""
+    ...
+
+  async def pose(
+    self, group_id: int, on_tokens: Callable[[int], None]
+  ) -> Prompt:
+    """What a group is drawn with.
+
+    Args:
+      group_id: its number.
+      on_tokens: is told of tokens that the policy wrote for the prompt alone,
+        when they are on file.
+    """
+    ...
+
+  def settle(self, group_id: int) -> None:
+    """Notes that nothing of a group is needed any more."""
+    ...
+
+  def commit(self) -> None:
+    """Notes that a step was taken."""
+    ...
+
+  def snapshot(self) -> dict[str, Any]:
+    """The state between two events: json."""
+    ...
+
+  def restore(self, snapshot: Mapping[str, Any], *, step: int) -> int:
+    """Goes on from a checkpoint; how many tokens are on file behind it."""
+    ...
+
+  def report(self) -> dict[str, float]:
+    """Metrics of what was posed since the last call."""
+    ...
+
+
 class Sample(Protocol):
   """Draws one completion; calls of one group may share their prompt."""
 
@@ -80,7 +123,7 @@ class Collector:
 
   def __init__(
     self,
-    selection: prompts.Selection,
+    source: Source,
     plan: Plan,
     params: SamplingParams,
     *,
@@ -95,7 +138,7 @@ class Collector:
     """Begins with nothing; see `restore`.
 
     Args:
-      selection: the problems.
+      source: the problems, and what is drawn of them.
       plan: how much.
       params: of every draw, but for the seed.
       sample: draws.
@@ -106,7 +149,7 @@ class Collector:
       stages: has 'generate' and 'grade'.
       on_problem: is called when a group is begun.
     """
-    self._selection, self._plan, self._params = selection, plan, params
+    self._source, self._plan, self._params = source, plan, params
     self._sample, self._grade, self._wait_ready = sample, grade, wait_ready
     self._journal, self._pass_rates = journal, pass_rates
     self._stages, self._on_problem = stages, on_problem
@@ -130,6 +173,7 @@ class Collector:
       'settled': _intervals(self._settled),
       'ledger': dataclasses.asdict(self.ledger),
       'journal': self._journal.snapshot(),
+      'source': self._source.snapshot(),
       'pass_rates': self._pass_rates.known,
     }
 
@@ -155,6 +199,9 @@ class Collector:
     recovered = self._journal.restore(snapshot.get('journal', {}), step=step)
     self.ledger.generated += recovered.num_found
     self.ledger.drop('restart', recovered.num_lost)
+    self._book_unrolling(
+      self._source.restore(snapshot.get('source', {}), step=step)
+    )
     self.ledger.check(self._journal.num_open_tokens)
 
   def book_as_json(self) -> dict[str, Any]:
@@ -171,8 +218,8 @@ class Collector:
     """Begins groups whenever it may, until it is cancelled.
 
     Raises:
-      HealthError: too many groups in a row were of no use.
-      ValueError: no problem is left that is not passed over.
+      HealthError: too many groups in a row were of no use, or no problem is
+        left that is not passed over.
     """
     async with asyncio.TaskGroup() as tasks:
       while True:
@@ -217,39 +264,33 @@ class Collector:
 
   def _begin(self) -> int:
     """The next group that is not settled; its problem is not passed over."""
-    num_problems = len(self._selection.problems)
     # Any two epochs in a row have every problem.
-    for _ in range(2 * num_problems + self._begun):
+    for _ in range(2 * self._source.num_groups_per_epoch + self._begun):
       number, self._next = self._next, self._next + 1
       if number in self._settled:
         continue
-      problem, _ = self._look_up(number)
+      problem = self._source.problem(number)
       # What was begun before a restart is not reconsidered.
       if number >= self._begun and self._pass_rates.skips(problem.problem_id):
         self._settled.add(number)
+        self._source.settle(number)
         continue
       self._begun = max(self._begun, self._next)
       self._under_way.add(number)
       self._on_problem(problem)
       return number
-    raise ValueError(
-      f'none of the {num_problems} problems has a pass rate from '
-      'problems.min_pass_rate to problems.max_pass_rate any more; widen the '
-      'bounds, or end the run here'
+    raise HealthError(
+      'none of the problems has a pass rate from problems.min_pass_rate to '
+      'problems.max_pass_rate any more',
+      remedy='end the run here, or begin another with wider bounds',
     )
-
-  def _look_up(self, group_id: int) -> tuple[Problem, Prompt]:
-    index = prompts.index_at(
-      group_id, len(self._selection.problems), seed=self._plan.seed
-    )
-    return self._selection.problems[index], self._selection.prompts[index]
 
   async def _roll_out(self, group_id: int) -> None:
-    _, prompt = self._look_up(group_id)
+    prompt = await self._source.pose(group_id, self._book_unrolling)
     on_file = self._journal.read(group_id, prompt)
     async with asyncio.TaskGroup() as tasks:
       members = [
-        tasks.create_task(self._roll_out_member(group_id, member))
+        tasks.create_task(self._roll_out_member(group_id, member, prompt))
         for member in range(self._plan.group_size)
         if member not in on_file
       ]
@@ -264,8 +305,14 @@ class Collector:
       )
     )
 
-  async def _roll_out_member(self, group_id: int, member: int) -> Rollout:
-    problem, prompt = self._look_up(group_id)
+  def _book_unrolling(self, num_tokens: int) -> None:
+    """Tokens of a prompt's making, on which nobody will train."""
+    self.ledger.generated += num_tokens
+    self.ledger.drop('unrolling', num_tokens)
+
+  async def _roll_out_member(
+    self, group_id: int, member: int, prompt: Prompt
+  ) -> Rollout:
     what = f'group {group_id}, rollout {member}'
     seed = prompts.seed_of(group_id, member, seed=self._plan.seed)
     params = dataclasses.replace(self._params, seed=seed)
@@ -274,7 +321,9 @@ class Collector:
     grade, reward = _UNFINISHED, None
     if completion.finish_reason in ('stop', 'length'):
       with self._stages.inside('grade', what):
-        grade, reward = await self._grade(problem, completion)
+        grade, reward = await self._grade(
+          self._source.problem(group_id), completion
+        )
     rollout = Rollout(
       prompt=prompt, completion=completion, grade=grade, reward=reward
     )
@@ -311,7 +360,13 @@ class Collector:
         f'{self._plan.max_dropped_groups}; the last one, group '
         f'{group.group_id}, for the reason {reason!r}, with rewards '
         f'{[rollout.reward for rollout in group.rollouts]} and grades '
-        f'{statuses}'
+        f'{statuses}',
+        remedy={
+          'invalid': 'see to the judge: rollouts.jsonl has what it said',
+          'stale': 'shorten rollout.deadline_secs, or raise rollout.max_lag',
+          'zero_signal': 'bring problems that are neither solved nor hopeless '
+          "(problems.min_difficulty), or set rollout.zero_signal = 'keep'",
+        }[reason],
       )
 
   def _settle(self, group: RolloutGroup) -> None:
@@ -320,6 +375,7 @@ class Collector:
       self._pass_rates.put(problem_id, groups.mean_reward(group))
     self._settled.add(group.group_id)
     self._journal.settle(group.group_id)
+    self._source.settle(group.group_id)
 
   # Trainer's side.
 
@@ -356,6 +412,7 @@ class Collector:
       self.ledger.drop('masked', share.num_masked)
       self.ledger.drop('zero_signal', share.num_unused)
       self._settle(share.group)
+    self._source.commit()
     self._taken = set()
     self._num_dropped = 0
     self._step += 1

@@ -31,7 +31,7 @@ def start(
     ImportError: google-jetstream is not installed.
   """
   if driver == 'jetstream':
-    from qed.rollout import jetstream
+    from qed.rollout import jetstream_scheduler
 
-    return jetstream.Orchestrator(engine, params, version=version)
+    return jetstream_scheduler.Orchestrator(engine, params, version=version)
   return scheduler.Scheduler(engine, params, version=version)

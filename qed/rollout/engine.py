@@ -22,8 +22,7 @@ heads, `H` head size, `V` vocabulary, `k` steps per chunk.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qed.models import specs
-from qed.rollout import paged_cache
+from qed.rollout.compiling import Compiler
 from qed.rollout.decoding import (
   LENGTH,
   NONE,
@@ -125,25 +124,21 @@ class Engine:
     self.dtype = jnp.dtype(dtype)
     self.num_parts = 1 if mesh is None else mesh.shape['data']
     check_mesh(config, layout, mesh)
-    self._device = Programs(config, layout, mesh, self.dtype)
+    device = Programs(config, layout, mesh, self.dtype)
     # The kernel reads what there is, however wide the table.
     self.page_buckets = (
-      (layout.max_pages,)
-      if self._device.is_ragged
-      else half_steps(layout.max_pages)
+      (layout.max_pages,) if device.is_ragged else half_steps(layout.max_pages)
     )
-    self._prefill_sizes = prefill_sizes(layout)
-    self._programs: dict[tuple, Callable] = {}
-    self._is_warm = False
+    self._compiler = Compiler(device)
 
   @property
   def num_compilations(self) -> int:
     """Programs compiled so far."""
-    return len(self._programs)
+    return self._compiler.num_compilations
 
   def init_state(self) -> DecodeState:
     """Empty slots and an empty pool."""
-    return self._run('init_state', (), self._device.init_state)
+    return self._compiler.run('init_state', ())
 
   def prefill(self, params: Any, token_ids: np.ndarray) -> Prefix:
     """Reads a prompt.
@@ -176,18 +171,20 @@ class Engine:
     """
     token_ids = checked_prompt(self.layout, self.config.vocab_size, token_ids)
     num_read = len(token_ids) - 1
-    piece, size = next(x for x in self._prefill_sizes if x[1] >= num_read)
-    entries = self._run('empty', (size,), self._device.empty)
+    piece, size = next(
+      x for x in prefill_sizes(self.layout) if x[1] >= num_read
+    )
+    entries = self._compiler.run('empty', (size,))
     for start in range(0, max(num_read, 1), piece):
       length = min(piece, num_read - start)
       padded = np.zeros((1, piece), np.int32)
       padded[0, :length] = token_ids[start : start + length]
       if start:
         yield None
-      entries = self._run(
-        'prefill', (piece, size), self._device.prefill, params, entries, padded,
-        np.array([start, length], np.int32), donate=(1,),
-      )  # fmt: skip
+      span = np.array([start, length], np.int32)
+      entries = self._compiler.run(
+        'prefill', (piece, size), params, entries, padded, span
+      )
     yield Prefix(
       entries=entries,
       last_token=int(token_ids[-1]),
@@ -238,10 +235,10 @@ class Engine:
       part = slice(i * room, (i + 1) * room)
       copies[:, : len(targets[part])] = targets[part], sources[part]
       some = insertions[i * _INSERTIONS_PER_CALL :][:_INSERTIONS_PER_CALL]
-      state = self._run(
-        'insert', (size,), self._device.insert, state, prefix.entries, copies,
-        self._rows(prefix, some), donate=(0,),
-      )  # fmt: skip
+      rows = self._rows(prefix, some)
+      state = self._compiler.run(
+        'insert', (size,), state, prefix.entries, copies, rows
+      )
     return state
 
   def generate(
@@ -272,14 +269,13 @@ class Engine:
     tables = checked_tables(
       self.layout, self.num_parts, self.page_buckets, tables
     )
-    sharding = self._sharding(PartitionSpec('data'))
-    tables, killed = jax.device_put(
-      (tables, np.asarray(killed, bool)), sharding
+    place = None
+    if self.mesh is not None:
+      place = NamedSharding(self.mesh, PartitionSpec('data'))
+    tables, killed = jax.device_put((tables, np.asarray(killed, bool)), place)
+    return self._compiler.run(
+      'generate', tables.shape[1:], params, state, tables, killed
     )
-    return self._run(
-      'generate', tables.shape[1:], self._device.generate, params, state,
-      tables, killed, donate=(1,),
-    )  # fmt: skip
 
   def read(self, chunk: jax.Array) -> Chunk:
     """Waits for a chunk and copies it to the host, once."""
@@ -297,47 +293,21 @@ class Engine:
     """Compiles everything there is; from then on new shapes are refused."""
     state = self.init_state()
     B = self.layout.num_slots
-    for _, size in self._prefill_sizes:
+    for _, size in prefill_sizes(self.layout):
       length = min(size + 1, self.layout.max_length - 1)
       prefix = self.prefill(params, np.zeros(length, np.int32))
-      state = self._run(
-        'insert', (size,), self._device.insert, state, prefix.entries,
-        np.full(
-          (2, size // self.layout.page_size + _INSERTIONS_PER_CALL),
-          self.layout.num_pages, np.int32,
-        ),
-        self._rows(prefix, ()), donate=(0,),
+      room = size // self.layout.page_size + _INSERTIONS_PER_CALL
+      nowhere = np.full((2, room), self.layout.num_pages, np.int32)
+      state = self._compiler.run(
+        'insert', (size,), state, prefix.entries, nowhere,
+        self._rows(prefix, ()),
       )  # fmt: skip
     for width in self.page_buckets:
       tables = np.zeros((B, width), np.int32)
       tables[0] = 1
       state, chunk = self.generate(params, state, tables, np.ones(B, bool))
     self.read(chunk)
-    self._is_warm = True
-
-  # Compiling.
-
-  def _run(self, name, shape, function, *args, donate=()):
-    """Runs the program `name` for a shape, compiled at its first use."""
-    key = name, *shape
-    if key not in self._programs:
-      if self._is_warm:
-        raise ValueError(
-          f'the engine was warmed up and has no program {name} for size '
-          f'{shape}; it has {sorted(map(str, self._programs))}'
-        )
-      if not args:
-        function = functools.partial(function, *shape)
-      jitted = self._jit(name, function, donate)
-      self._programs[key] = jitted.lower(*args).compile()
-    return self._programs[key](*args)
-
-  def _jit(self, name, function, donate=()):
-    return jax.jit(
-      function,
-      donate_argnums=donate,
-      out_shardings=self._out_shardings(name),
-    )
+    self._compiler.close()
 
   def trace(self, params: Any) -> dict[str, jax.stages.Traced]:
     """The two programs that do the work, at their largest, for a plan.
@@ -348,53 +318,7 @@ class Engine:
     Returns:
       `prefill` of a longest piece of the longest prompt, and `generate`.
     """
-
-    def abstract(name, function):
-      shapes = jax.eval_shape(function)
-      return jax.tree.map(
-        lambda place, x: jax.tree.map(
-          lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=place), x
-        ),
-        self._out_shardings(name),
-        shapes,
-        is_leaf=lambda x: x is None or isinstance(x, NamedSharding),
-      )
-
-    def array(shape, dtype, *axes):
-      place = self._sharding(PartitionSpec(*axes))
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-    B, width = self.layout.num_slots, self.layout.max_pages
-    piece, size = self._prefill_sizes[-1]
-    state = abstract('init_state', self._device.init_state)
-    prefix = abstract('empty', functools.partial(self._device.empty, size))
-    return {
-      'prefill': self._jit('prefill', self._device.prefill, (1,)).trace(
-        params, prefix, array((1, piece), jnp.int32), array((2,), jnp.int32)
-      ),
-      'generate': self._jit('generate', self._device.generate, (1,)).trace(
-        params, state, array((B, width), jnp.int32, 'data'),
-        array((B,), bool, 'data'),
-      ),
-    }  # fmt: skip
-
-  def _sharding(self, spec: PartitionSpec):
-    return None if self.mesh is None else NamedSharding(self.mesh, spec)
-
-  def _out_shardings(self, name):
-    if self.mesh is None:
-      return None
-    pool = self._sharding(self._device.pages.POOL)
-    prefix = self._sharding(paged_cache.PREFIX)
-    slots = self._sharding(PartitionSpec('data'))
-    state = DecodeState(pool, slots)
-    return {
-      'init_state': state,
-      'insert': state,
-      'generate': (state, slots),
-      'empty': prefix,
-      'prefill': prefix,
-    }[name]
+    return self._compiler.trace(params)
 
   def _rows(self, prefix: Prefix, insertions: Sequence[Insertion]):
     """The slots and their new values, padded to one shape."""

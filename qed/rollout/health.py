@@ -13,7 +13,7 @@ import numpy as np
 
 from qed.rollout import groups
 from qed.rollout.groups import Share
-from qed.types import RolloutGroup
+from qed.types import Rollout, RolloutGroup
 
 # Where a bucket of positions begins, in tokens of the completion.
 POSITIONS = (0, 256, 1024, 4096, 16_384)
@@ -63,6 +63,20 @@ def of_groups(
     metrics |= _percentiles('reward', rewards)
   for score in np.unique(scores[scores >= 0]):
     metrics[f'length/by_score/{score}'] = float(lengths[scores == score].mean())
+  return metrics | _of_turns(rollouts)
+
+
+def _of_turns(rollouts: Sequence[Rollout]) -> Metrics:
+  """By the turn of a reasoning cache, where there is more than the first."""
+  metrics = {}
+  turns = np.array([rollout.prompt.turn for rollout in rollouts])
+  for turn in np.unique(turns) if turns.any() else ():
+    here = [r for r in rollouts if r.prompt.turn == turn]
+    rewards = [r.reward for r in here if r.reward is not None]
+    lengths = [groups.num_tokens(rollout) for rollout in here]
+    metrics[f'length/by_turn/{turn}'] = float(np.mean(lengths))
+    if rewards:
+      metrics[f'reward/by_turn/{turn}'] = float(np.mean(rewards))
   return metrics
 
 
@@ -155,7 +169,15 @@ def of_tokens(
 
 
 class HealthError(RuntimeError):
-  """A run that should not go on as it is; its state is saved."""
+  """A run that should not go on as it is; its state is saved.
+
+  The text says what was measured, and against which limit.
+  """
+
+  def __init__(self, text: str, *, remedy: str):
+    """Takes the text, and what somebody could do about it: a sentence."""
+    super().__init__(text)
+    self.remedy = remedy
 
 
 class Limits:
@@ -183,29 +205,37 @@ class Limits:
         lambda x: 0 < max_mismatch < x,
         f'health.max_mismatch = {max_mismatch}: sampler and trainer compute '
         'different probabilities, or the lag is too long',
+        'inspected.jsonl has the differences token by token; a shorter '
+        'rollout.max_lag or the same kernel on both sides makes them smaller',
       ),
       'entropy': (
         lambda x: x < min_entropy,
         f'health.min_entropy = {min_entropy}: the policy has collapsed',
+        'begin again with a lower optim.peak_lr or a higher loss.entropy_coef',
       ),
       'rollouts/ungraded': (
         lambda x: x > max_ungraded_frac,
         f'health.max_ungraded_frac = {max_ungraded_frac}: the judge is not '
         'there, or gives no verdict that can be read',
+        'the grades in rollouts.jsonl say which; see to the judge at '
+        'judge.base_url, or raise judge.max_tokens if its replies are cut off',
       ),
     }
     self.counts = dict.fromkeys(self._rules, 0)
 
-  def check(self, metrics: Mapping[str, float]) -> str | None:
+  def check(
+    self, step: int, metrics: Mapping[str, float]
+  ) -> HealthError | None:
     """Why the run should end after a step with these metrics, if it should."""
-    for name, (is_beyond, text) in self._rules.items():
+    for name, (is_beyond, text, remedy) in self._rules.items():
       value = metrics.get(name)
       ill = value is not None and (np.isnan(value) or is_beyond(value))
       self.counts[name] = self.counts[name] + 1 if ill else 0
       if self.counts[name] > self._patience:
-        return (
-          f'{name} = {value:.4g}: {self.counts[name]} steps in a row were '
-          f'beyond {text}'
+        return HealthError(
+          f'step {step}: {name} = {value:.4g}: {self.counts[name]} steps in a '
+          f'row were beyond {text}',
+          remedy=remedy,
         )
     return None
 

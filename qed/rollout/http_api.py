@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import hmac
 import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette import applications, exceptions, requests, responses, routing
 
 from qed.data import chat, tokenizer
-from qed.rollout import http_replies, http_requests
+from qed.rollout import http_disconnects, http_replies, http_requests
 from qed.rollout.http_requests import BadRequest, Limits
 
 _CLIENT_CLOSED = 499  # nginx's code, of a request that nobody waits for.
@@ -283,9 +282,13 @@ class Api:
     )
     streams = self._submit(asked)
     if asked.stream:
-      return _EventStream(reply.events(streams), lambda: self._free(streams))
+      return http_disconnects.EventStream(
+        reply.events(streams), lambda: self._free(streams)
+      )
     try:
-      whole = await _unless_disconnected(request, reply.whole(streams))
+      whole = await http_disconnects.unless_disconnected(
+        request, reply.whole(streams)
+      )
     finally:
       self._free(streams)
     return responses.Response(whole, headers=_JSON)
@@ -327,68 +330,6 @@ class Api:
     for stream in streams:
       stream.cancel()
     self._live.difference_update(streams)
-
-
-async def _unless_disconnected(
-  request: requests.Request, work: Awaitable[bytes]
-) -> bytes:
-  """The result of some work, which ends when the client goes away."""
-  tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))]
-  try:
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    if not tasks[0].done():
-      raise requests.ClientDisconnect
-    return tasks[0].result()
-  finally:
-    await http_replies.end(tasks)
-
-
-async def _gone(request: requests.Request) -> None:
-  while (await request.receive())['type'] != 'http.disconnect':
-    pass
-
-
-class _EventStream:
-  """A response of events, which ends when the client goes away.
-
-  Starlette's own notices on some servers only when it has something to send,
-  and a request may wait long for its first token.
-  """
-
-  status_code = 200
-
-  def __init__(self, events: AsyncIterator[bytes], free: Callable[[], None]):
-    self._events = events
-    self._free = free
-
-  async def __call__(self, scope, receive, send):
-    """Answers a request, as ASGI has it."""
-    tasks = [
-      asyncio.ensure_future(self._send(send)),
-      asyncio.ensure_future(_gone(requests.Request(scope, receive))),
-    ]
-    try:
-      await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-      if tasks[0].done() and not isinstance(tasks[0].exception(), OSError):
-        tasks[0].result()
-    finally:
-      self._free()
-      await http_replies.end(tasks)
-
-  async def _send(self, send):
-    headers = [
-      (b'content-type', b'text/event-stream; charset=utf-8'),
-      (b'cache-control', b'no-cache'),
-    ]
-    await send(
-      {'type': 'http.response.start', 'status': 200, 'headers': headers}
-    )
-    async with contextlib.aclosing(self._events) as events:
-      async for event in events:
-        await send(
-          {'type': 'http.response.body', 'body': event, 'more_body': True}
-        )
-    await send({'type': 'http.response.body', 'body': b''})
 
 
 def _refusal(error: BadRequest) -> responses.Response:

@@ -12,16 +12,14 @@ rollouts that take their place come later in the file. So the last line of a
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qed.rollout.lines import cut_partial_line
+from qed.rollout import lines
 from qed.types import Completion, Grade, Prompt, Rollout
 
 
@@ -37,24 +35,17 @@ class Journal:
 
   def __init__(self, path: str | os.PathLike[str]):
     """Opens or creates the file; what a killed process left half is cut."""
-    self._path = pathlib.Path(path)
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    cut_partial_line(self._path)
-    self._file = self._path.open('ab+')
-    # Group -> member -> (offset of its line, tokens).
+    self._log = lines.Log(path)
+    # Group -> member -> (where its line begins, tokens).
     self._places: dict[int, dict[int, tuple[int, int]]] = {}
 
   def close(self) -> None:
     """Closes the file."""
-    self._file.close()
+    self._log.close()
 
   def write(self, group_id: int, member: int, rollout: Rollout) -> None:
     """Appends a rollout; it is safe from the death of the process."""
-    place = self._file.seek(0, os.SEEK_END)
-    row = _row(group_id, member, rollout)
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n'
-    self._file.write(line.encode('utf-8', 'replace'))
-    self._file.flush()
+    place = self._log.write(_row(group_id, member, rollout))
     members = self._places.setdefault(group_id, {})
     members[member] = (place, len(rollout.completion.token_ids))
 
@@ -86,12 +77,26 @@ class Journal:
       for member, (place, _) in self._places.get(group_id, {}).items()
     }
 
+  def prompt(self, group_id: int) -> Prompt:
+    """What the rollouts of an open group on file were drawn with.
+
+    Its messages are not on file.
+    """
+    (place, _), *_ = self._places[group_id].values()
+    row = self._log.read(place)
+    return Prompt(
+      problem_id=row['problem_id'],
+      messages=(),
+      token_ids=np.array(row['prompt_token_ids'], np.int32),
+      kind=row['kind'],
+      turn=row['turn'],
+    )
+
   def _read(self, place: int, prompt: Prompt) -> Rollout:
-    self._file.seek(place)
-    row = json.loads(self._file.readline())
+    row = self._log.read(place)
     if row['prompt_token_ids'] != prompt.token_ids.tolist():
       raise ValueError(
-        f'{self._path}, byte {place}: expected a rollout of problem '
+        f'{self._log.path}, byte {place}: expected a rollout of problem '
         f'{prompt.problem_id} with its prompt as it is now, got one of '
         f'{row["problem_id"]}; the problems, their order or the prompt were '
         'changed'
@@ -108,7 +113,7 @@ class Journal:
       str(group): {str(member): [*place] for member, place in members.items()}
       for group, members in self._places.items()
     }
-    return {'size': self._file.seek(0, os.SEEK_END), 'places': places}
+    return {'size': self._log.size, 'places': places}
 
   def restore(self, snapshot: Mapping[str, Any], *, step: int) -> Recovered:
     """Takes up what a checkpoint knew, and what was written since.
@@ -121,18 +126,13 @@ class Journal:
       ValueError: the file is shorter than it was.
     """
     size = snapshot.get('size', 0)
-    actual = self._file.seek(0, os.SEEK_END)
-    if size > actual:
-      raise ValueError(
-        f'{self._path}: expected the {size} bytes that it had at step {step}, '
-        f'got {actual}; bring the file back, or use another --workdir'
-      )
+    self._log.check_size(size, step=step)
     self._places = {
       int(group): {int(member): (*place,) for member, place in members.items()}
       for group, members in snapshot.get('places', {}).items()
     }
     found = lost = 0
-    for place, row in self._rows(size):
+    for place, row in self._log.rows_since(size):
       num_tokens = len(row['token_ids'])
       found += num_tokens
       if max(row['versions'], default=0) > step:
@@ -142,13 +142,6 @@ class Journal:
       lost += members.get(row['rollout'], (0, 0))[1]  # The last line counts.
       members[row['rollout']] = (place, num_tokens)
     return Recovered(found, lost)
-
-  def _rows(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    self._file.seek(start)
-    place = start
-    for line in self._file:
-      yield place, json.loads(line)
-      place += len(line)
 
 
 def _row(group_id: int, member: int, rollout: Rollout) -> dict[str, Any]:

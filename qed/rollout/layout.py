@@ -122,16 +122,21 @@ def check_mesh(config: specs.Config, layout: Layout, mesh: Mesh | None) -> None:
   """Raises a ValueError where a mesh does not divide a size."""
   if mesh is None:
     return
-  for name, size, axis in (
-    ('num_slots', layout.num_slots, 'data'),
-    ('num_pages', layout.num_pages, 'data'),
-    ('num_key_value_heads', config.num_key_value_heads, 'tensor'),
-  ):
-    if size % mesh.shape[axis]:
+  for name in ('num_slots', 'num_pages'):
+    size, parts = getattr(layout, name), mesh.shape['data']
+    if size % parts:
       raise ValueError(
-        f'{name} = {size} cannot be divided over {axis}={mesh.shape[axis]}; '
-        f'use a multiple of {mesh.shape[axis]}'
+        f'{name} = {size} cannot be divided over data={parts}; use a multiple '
+        f'of {parts}'
       )
+  heads, parts = config.num_key_value_heads, mesh.shape['tensor']
+  if heads % parts:
+    possible = [n for n in range(1, heads + 1) if heads % n == 0]
+    raise ValueError(
+      f'num_key_value_heads = {heads} cannot be divided over tensor={parts}; '
+      f'tensor may be one of {possible}, and data take the devices that are '
+      'left'
+    )
 
 
 def checked_prompt(

@@ -2,10 +2,11 @@
 
   generated = trained + stale + dropped + in flight
 
-A token counts as generated once its rollout is on file (rollouts.jsonl), so
-that the book and the file can be held against each other. In flight is what no
-step has used or refused yet. It is not computed from the other four but counted
-by whoever holds the rollouts, which is what makes the equation a check.
+A token counts as generated once its rollout is on file (rollouts.jsonl; a turn
+of a reasoning cache: states.jsonl), so that the book and the files can be held
+against each other. In flight is what no step has used or refused yet. It is not
+computed from the other four but counted by whoever holds the rollouts, which is
+what makes the equation a check.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Ledger:
   trained: int = 0
   stale: int = 0  # Older than the lag allows when its turn came.
   # Reason -> tokens: 'invalid' (no reward), 'zero_signal', 'masked', 'restart'
-  # (drawn by weights that were lost with the steps since a checkpoint).
+  # (drawn by weights that were lost with the steps since a checkpoint),
+  # 'unrolling' (turns that lead to a state, and their summaries).
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def drop(self, reason: str, num_tokens: int) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -106,15 +107,66 @@ def index_at(position: int, num_problems: int, *, seed: int) -> int:
   return int(_permutation(num_problems, epoch, seed)[place])
 
 
-def seed_of(group_id: int, member: int, *, seed: int) -> int:
-  """The seed that a member of a group is drawn with, from 0 to 2**32 - 1."""
-  mixed = np.random.SeedSequence([seed, group_id, member])
+def seed_of(group_id: int, member: int, *, seed: int, purpose: int = 0) -> int:
+  """The seed that a member of a group is drawn with, from 0 to 2**32 - 1.
+
+  Args:
+    group_id: the number of the group, or of what else is drawn.
+    member: of the group.
+    seed: of the run.
+    purpose: other draws with the same numbers have another one.
+  """
+  mixed = np.random.SeedSequence([seed, group_id, member, purpose])
   return int(mixed.generate_state(1)[0])
 
 
 @functools.lru_cache(maxsize=4)
 def _permutation(num_problems: int, epoch: int, seed: int) -> np.ndarray:
   return np.random.default_rng([seed, epoch]).permutation(num_problems)
+
+
+class Plain:
+  """Groups that start from their problem alone; a collector's `Source`."""
+
+  def __init__(self, selection: Selection, *, seed: int):
+    """Takes the problems, and the seed of their order."""
+    self._selection, self._seed = selection, seed
+
+  @property
+  def num_groups_per_epoch(self) -> int:
+    """Until every problem was practised once more."""
+    return len(self._selection.problems)
+
+  def problem(self, group_id: int) -> Problem:
+    """What a group practises."""
+    return self._selection.problems[self._index(group_id)]
+
+  async def pose(
+    self, group_id: int, on_tokens: Callable[[int], None]
+  ) -> Prompt:
+    """What a group is drawn with, for which no token was drawn."""
+    return self._selection.prompts[self._index(group_id)]
+
+  def settle(self, group_id: int) -> None:
+    """Nothing is kept of a group."""
+
+  def commit(self) -> None:
+    """Nothing is learnt from a step."""
+
+  def snapshot(self) -> dict[str, Any]:
+    """Nothing is to be remembered."""
+    return {}
+
+  def restore(self, snapshot: Mapping[str, Any], *, step: int) -> int:
+    """Nothing is to be remembered; 0 tokens were found."""
+    return 0
+
+  def report(self) -> dict[str, float]:
+    """Nothing is to be told."""
+    return {}
+
+  def _index(self, group_id: int) -> int:
+    return index_at(group_id, self.num_groups_per_epoch, seed=self._seed)
 
 
 class PassRates:

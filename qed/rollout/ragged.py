@@ -14,6 +14,7 @@ Letters as in `paged_cache`; `N` query heads.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -24,8 +25,14 @@ from qed.models import sharding, specs
 from qed.rollout import paged_cache
 
 _LANES = 128
-_PAGES_PER_BLOCK = 16
 _QUERIES_PER_BLOCK = 32
+# The kernel issues one copy for each page of a block, and more of them than
+# this spill its scalar registers (MAX_PAGES_PER_SEQ in its table of sizes).
+_MAX_PAGES_PER_BLOCK = 16
+# Of VMEM a kernel has 16 MiB on the generations with the least. With heads
+# unsplit (Qwen3-4B) 8 MiB of pages need 16.7 MiB in all, by the compiler's word
+# for v5p and v5e; half of that leaves room for models with more query heads.
+_BLOCK_BYTES = 4 * 2**20
 
 POOL = PartitionSpec(None, 'data', None, 'tensor', None)
 _HEADS = PartitionSpec('data', 'tensor', None)
@@ -134,6 +141,22 @@ def attend(
   return out, Pool(values)
 
 
+def pages_per_block(pages: jax.Array, max_pages: int) -> int:
+  """How many pages the kernel should read at once.
+
+  It has two buffers, one to be filled while the other is used:
+
+    2 x pages_per_block x page_size x 2K x H x bytes of a number <= 4 MiB
+
+  Args:
+    pages: [P, page_size, 2K, H], with the heads that one device has.
+    max_pages: in a row of the tables.
+  """
+  page_bytes = math.prod(pages.shape[1:]) * pages.dtype.itemsize
+  fitting = _BLOCK_BYTES // (2 * page_bytes)
+  return max(1, min(fitting, _MAX_PAGES_PER_BLOCK, max_pages))
+
+
 def _combine(k: jax.Array, v: jax.Array) -> jax.Array:
   """[..., 2K, H] of keys and values [..., K, H]."""
   both = jnp.stack([k, v], axis=-2)
@@ -156,6 +179,6 @@ def _kernel(q, pages, lengths, tables):
     jnp.arange(num_slots + 1, dtype=jnp.int32),
     jnp.array([num_slots], jnp.int32),
     sm_scale=q.shape[-1] ** -0.5,
-    num_kv_pages_per_block=min(_PAGES_PER_BLOCK, tables.shape[1]),
+    num_kv_pages_per_block=pages_per_block(pages, tables.shape[1]),
     num_queries_per_block=min(_QUERIES_PER_BLOCK, num_slots),
   )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import statistics
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 
 # A turn is long when it takes so many median chunks.
 _NUM_MEDIANS = 20
@@ -42,13 +44,14 @@ class Watchdog:
       target=self._watch, name='qed-watchdog', daemon=True
     ).start()
 
-  def begin(self) -> None:
-    """A turn begins."""
+  @contextlib.contextmanager
+  def turn(self) -> Iterator[None]:
+    """To be watched; what comes next may be another turn, or rest."""
     self._began = time.monotonic()
-
-  def end(self) -> None:
-    """A turn is over; what comes next may be another, or rest."""
-    self._began = None
+    try:
+      yield
+    finally:
+      self._began = None
 
   def chunk(self, secs: float) -> None:
     """A chunk has come."""

@@ -67,6 +67,26 @@ def test_a_sample_is_the_policy_s_prompt_and_the_teacher_s_answer(
   assert not sample.loss_mask[: len(prompt)].any()
 
 
+def test_a_trace_with_messages_answers_those(tmp_path, words):
+  (trace,) = make_traces(1, 1)
+  messages = [
+    Message(role='system', content='Be strict.'),
+    Message(role='user', content='We see it: 12 = 3 * 4.'),
+    Message(role='assistant', content='It is 5.'),
+    Message(role='user', content='Is it?'),
+  ]
+  trace['prompt_messages'] = [
+    {'role': m.role, 'content': m.content} for m in messages
+  ]
+  found = load(tmp_path, words, [trace], validation_frac=0.0)
+  (sample,) = found.train
+  prompt = chat.encode_chat(words, messages, style='thinking')
+  answer = sample.token_ids[len(prompt) :]
+  np.testing.assert_array_equal(sample.token_ids[: len(prompt)], prompt)
+  assert words.decode(answer) == 'We see 0.\n</think>\n\nIt is 0.<|im_end|>'
+  assert found.problem_ids[sample.token_ids.tobytes()] == 'p0'
+
+
 def test_all_proofs_of_a_problem_are_on_one_side(tmp_path, words):
   found = load(tmp_path, words, make_traces())
   train = problems_of(found.train, found)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qed.data import problems
 from qed.data.problems import Trace
-from qed.types import Problem
+from qed.types import Message, Problem
 
 RL_ROW = {
   'problem': 'Show that $1 + 1 = 2$.',
@@ -211,6 +211,21 @@ MALFORMED_TRACES = [
     {'problem': 'p', 'reasoning': ['r'], 'proof': 'q'},
     r"field reasoning .*: expected a non-empty string, got \['r'\]",
   ),
+  *(
+    (
+      {'problem': 'p', 'reasoning': '', 'proof': 'q', 'prompt_messages': asked},
+      'field prompt_messages: expected a list of messages',
+    )
+    for asked in (
+      'Prove it.',
+      7,
+      [['user', 'Prove it.']],
+      [{'role': 'user'}],
+      [{'role': 'user', 'content': 'c', 'name': 'n'}],
+      [{'role': 'teacher', 'content': 'c'}],
+      [{'role': 'user', 'content': None}],
+    )
+  ),
 ]
 MALFORMED = [(load, RL_ROW, *case) for case in MALFORMED_PROBLEMS] + [
   (load_traces, SFT_ROW, *case) for case in MALFORMED_TRACES
@@ -362,6 +377,10 @@ def test_traces_that_are_written_are_read_back(tmp_path):
       difficulty=0.0,
       source='x',
       competition='y',
+      prompt_messages=(
+        Message(role='system', content='Be strict.'),
+        Message(role='user', content='Prove it.'),
+      ),
     ),
   ]
   problems.write_jsonl(path, written)

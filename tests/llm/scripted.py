@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 
 
 def answer(status=200, body=b'', headers=(), *, length=None, pause_secs=0.0):
@@ -112,6 +113,30 @@ async def serve(respond):
     for task in list(tasks):
       task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def in_thread(respond):
+  """Serves from a thread, to a program that has a loop of its own."""
+  ready, url = threading.Event(), []
+  loop = asyncio.new_event_loop()
+  stop = asyncio.Event()
+
+  async def wait():
+    async with serve(respond) as base_url:
+      url.append(base_url)
+      ready.set()
+      await stop.wait()
+
+  thread = threading.Thread(target=loop.run_until_complete, args=(wait(),))
+  thread.start()
+  try:
+    assert ready.wait(10)
+    yield url[0]
+  finally:
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    loop.close()
 
 
 @contextlib.contextmanager

@@ -46,6 +46,32 @@ def test_points_by_hand(lines, score):
   assert checker.score(CHAIN, '\n'.join(lines)) == score
 
 
+@pytest.mark.parametrize(
+  ('lines', 'score'),
+  [
+    (['d=1', 'e=3', 'f=1', 'Hence f=1.'], 7),
+    (['c=3', ' d = 1', 'e=3', '', 'f=1', 'Hence f=1.'], 7),
+    (['d=1', 'e=3', 'f=1'], 6),
+    (['d=1', 'e=4', 'f=1', 'Hence f=1.'], 2),
+    (['d=1', 'f=1', 'Hence f=1.'], 2),  # A gap.
+    (['e=3', 'f=1', 'Hence f=1.'], 0),
+    (['Hence f=1.'], 0),
+    (['d=0', 'd=1', 'e=3', 'f=1', 'Hence f=1.'], 0),  # Guessing.
+    (['d=1', 'e=3', 'e='], 2),  # Cut off: 4 points less two.
+    (PROOF, 0),  # Lines of the other kind are no part of a brief proof.
+    (['d=c*2=3*2=1', 'd=1', 'e=3', 'f=1', 'Hence f=1.'], 6),
+  ],
+)
+def test_points_of_a_brief_proof_by_hand(lines, score):
+  brief = CHAIN._replace(is_brief=True)
+  assert checker.score(brief, '\n'.join(lines)) == score
+
+
+def test_values_alone_are_no_proof_unless_it_is_to_be_brief():
+  lines = ['d=1', 'e=3', 'f=1', 'Hence f=1.']
+  assert checker.score(CHAIN, '\n'.join(lines)) == 0
+
+
 def test_a_breakdown_by_hand():
   found = checker.breakdown(CHAIN, 'd=c*2=3*2=1\ne=d+2=1+2=0\nwell')
   assert found == (
@@ -61,11 +87,12 @@ def test_a_breakdown_by_hand():
   assert checker.breakdown(CHAIN, PROOF[0]).error == f'{PROOF[1]} is missing'
 
 
+@pytest.mark.parametrize('is_brief', [False, True])
 @pytest.mark.parametrize('num_steps', [1, 2, 6, 7, 9, 25])
-def test_the_reference_proof_earns_everything(num_steps):
+def test_the_reference_proof_earns_everything(num_steps, is_brief):
   rng = np.random.default_rng(num_steps)
   for _ in range(10):
-    chain = problems.draw(num_steps, rng)
+    chain = problems.draw(num_steps, rng, is_brief=is_brief)
     assert checker.score(chain, problems.problem(chain).reference) == 7
 
 

@@ -21,6 +21,23 @@ def test_a_chain_by_hand():
   assert problem.source == 'miniature'
 
 
+def test_a_brief_chain_by_hand():
+  problem = problems.problem(CHAIN._replace(is_brief=True))
+  assert problem.problem_id == 'brief-c=3-c*2-d+4'
+  assert problem.statement == (
+    'Work modulo 5.\nc=3\nd=c*2\ne=d+4\nProve in brief that e=0.'
+  )
+  assert problem.reference == 'd=1\ne=0\nHence e=0.'
+  assert problem.rubric == (
+    'Checkpoints (7 points in total):\n'
+    '- 3 points: d=1 is stated, after everything before it\n'
+    '- 4 points: e=0 is stated, after everything before it\n'
+    'Zero credit: repeating the statement; whatever comes after a false line.\n'
+    'Deductions: -1 if the conclusion is missing or is not the last line; -1 '
+    'if there is any line that is no part of the proof.'
+  )
+
+
 def test_a_rubric_by_hand():
   # 7 * 1 // 2 = 3 points after one of two steps.
   assert problems.problem(CHAIN).rubric == (
@@ -45,11 +62,13 @@ def test_the_points_of_a_rubric_add_up_to_seven(num_steps):
   assert sum(points) == sum(chain.points) == 7
 
 
+@pytest.mark.parametrize('is_brief', [False, True])
 @pytest.mark.parametrize('num_steps', [1, 4, 11, 25])
-def test_a_statement_gives_its_chain_back(num_steps):
+def test_a_statement_gives_its_chain_back(num_steps, is_brief):
   rng = np.random.default_rng(num_steps)
   for _ in range(20):
-    chain = problems.draw(num_steps, rng)
+    chain = problems.draw(num_steps, rng, is_brief=is_brief)
+    assert chain.is_brief == is_brief
     assert problems.parse(problems.problem(chain).statement) == chain
 
 
@@ -70,6 +89,18 @@ def test_a_statement_gives_its_chain_back(num_steps):
 def test_anything_else_is_no_statement(statement):
   with pytest.raises(ValueError, match='expected the statement of a chain'):
     problems.parse(statement)
+
+
+def test_brief_or_not_the_same_chains_are_drawn():
+  plain, brief = (
+    problems.draw_distinct(
+      20, (2, 3), np.random.default_rng(6), is_brief=is_brief
+    )
+    for is_brief in (False, True)
+  )
+  assert brief == [chain._replace(is_brief=True) for chain in plain]
+  ids = {problems.problem(chain).problem_id for chain in (*plain, *brief)}
+  assert len(ids) == 40
 
 
 def test_an_equal_seed_draws_equal_chains():

@@ -300,6 +300,7 @@ def test_a_tiny_sampler_is_planned(tmp_path, capsys):
       '--topology=v5e:2x2',
       f'--config.model.path={folder}',
       '--config.model.variant=',
+      '--config.sampler.data=2',
       '--config.sampler.tensor=2',
       f'--cache_dir={tmp_path}',
       f'--json={written}',

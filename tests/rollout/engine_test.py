@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import base
 from qed.algos.logprobs import token_logprobs
-from qed.models import qwen3, sharding
+from qed.models import qwen3, sharding, specs
 from qed.rollout import engine as engines
 from qed.rollout import layout as layouts
 from qed.rollout import paged_cache, ragged
@@ -186,6 +187,12 @@ def test_logprobs_are_the_trainers(engine, params, temperature):
     np.testing.assert_allclose(logprobs, expected, atol=1e-5)
 
 
+def on_mesh(config, params, sizes):
+  """A mesh, and the weights laid out on it."""
+  mesh = sharding.make_mesh(*sizes)
+  return mesh, jax.device_put(params, sharding.param_shardings(config, mesh))
+
+
 def one_program_layout(**changes):
   """A layout with one bucket of everything."""
   sizes = {'max_length': 16, 'page_size': 16, 'num_pages': 16}
@@ -201,15 +208,23 @@ def short(requests):
   ]
 
 
-@pytest.mark.parametrize('tied', [True, False])
-@pytest.mark.parametrize('sizes', [None, (8, 1, 1), (2, 1, 2)])
+@pytest.mark.parametrize(
+  ('tied', 'sizes'),
+  [
+    (True, (1, 1, 2)),
+    (False, (8, 1, 1)),
+    pytest.param(True, None, marks=pytest.mark.slow),
+    pytest.param(True, (8, 1, 1), marks=pytest.mark.slow),
+    pytest.param(True, (2, 1, 2), marks=pytest.mark.slow),
+    pytest.param(False, (2, 1, 2), marks=pytest.mark.slow),
+  ],
+)
 def test_logprobs_are_the_trainers_with_any_head_on_any_mesh(tied, sizes):
   config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
   params = placed = qwen3.init(config, jax.random.key(1))
   mesh = None
   if sizes is not None:
-    mesh = sharding.make_mesh(*sizes)
-    placed = jax.device_put(params, sharding.param_shardings(config, mesh))
+    mesh, placed = on_mesh(config, params, sizes)
   engine = Engine(config, one_program_layout(), mesh=mesh, dtype=jnp.float32)
   requests = short(crowd(temperature=0.8))
   out = run(engine, placed, requests)
@@ -221,18 +236,28 @@ def test_logprobs_are_the_trainers_with_any_head_on_any_mesh(tied, sizes):
     np.testing.assert_allclose(logprobs, expected, atol=1e-5)
 
 
+@pytest.fixture(scope='module')
+def narrow(params):
+  """What short requests give with a cache of another dtype."""
+
+  @functools.cache
+  def run_with(kv_dtype):
+    layout = one_program_layout(kv_dtype=kv_dtype)
+    engine = Engine(CONFIG, layout, dtype=jnp.float32)
+    return run(engine, params, short(crowd()))
+
+  return run_with
+
+
 @pytest.mark.parametrize(
   ('kv_dtype', 'bound'), [('bfloat16', 0.05), ('int8', 0.1)]
 )
 def test_a_narrow_cache_moves_logprobs_little(
-  params, kv_dtype, bound, record_property
+  params, narrow, kv_dtype, bound, record_property
 ):
-  layout = one_program_layout(kv_dtype=kv_dtype)
-  engine = Engine(CONFIG, layout, dtype=jnp.float32)
   differences = [[], []]  # Of the first four tokens, and of the others.
-  requests = short(crowd())
-  out = run(engine, params, requests)
-  for ids, insertion in requests:
+  out = narrow(kv_dtype)
+  for ids, insertion in short(crowd()):
     tokens, logprobs, _ = out[insertion.slot]
     expected = trainer_logprobs(
       params, np.concatenate([ids, tokens]), len(ids), 1.0
@@ -245,6 +270,13 @@ def test_a_narrow_cache_moves_logprobs_little(
     # Of Python's own: xdist cannot send others.
     record_property(f'{name}_mean_p99_max', [*map(float, (mean, p99, top))])
     assert 0 < top < bound
+
+
+def test_an_int8_cache_in_pages_on_a_mesh_gives_the_same(params, narrow):
+  mesh, placed = on_mesh(CONFIG, params, (2, 1, 2))
+  layout = one_program_layout(page_size=8, num_pages=20, kv_dtype='int8')
+  engine = Engine(CONFIG, layout, mesh=mesh, dtype=jnp.float32)
+  assert_equal_runs(run(engine, placed, short(crowd())), narrow('int8'))
 
 
 def test_int8_vectors_are_within_half_a_step_of_the_originals():
@@ -268,13 +300,20 @@ def test_a_request_alone_and_in_a_crowd_gives_the_same(engine, params):
     assert_equal_runs({slot: alone[other]}, {slot: together[slot]})
 
 
-def test_chunks_of_one_step_give_the_same_as_chunks_of_four(params):
-  layouts = one_program_layout(), one_program_layout(steps_per_chunk=1)
-  first, second = (
-    run(Engine(CONFIG, layout, dtype=jnp.float32), params, short(crowd()))
-    for layout in layouts
+@pytest.fixture(scope='module')
+def eleven_slots(params):
+  """An engine of another batch size, that takes one step per chunk."""
+  layout = one_program_layout(num_slots=11, steps_per_chunk=1)
+  return Engine(CONFIG, layout, dtype=jnp.float32)
+
+
+def test_neither_the_steps_of_a_chunk_nor_the_slots_change_a_request(
+  engine, eleven_slots, params
+):
+  requests = short(crowd())
+  assert_equal_runs(
+    run(eleven_slots, params, requests), run(engine, params, requests)
   )
-  assert_equal_runs(first, second)
 
 
 def test_a_request_resumed_from_its_tokens_goes_on_the_same(engine, params):
@@ -333,16 +372,17 @@ def test_members_of_a_group_share_full_pages_and_draw_differently(
     assert_equal_runs({slot: out[slot]}, {slot: alone[0]})
 
 
-def test_a_group_of_more_than_one_call_enters_whole(params):
-  engine = Engine(CONFIG, one_program_layout(num_slots=11), dtype=jnp.float32)
-  driver = Driver(engine, params)
-  prefix = engine.prefill(params, PROMPTS[1])
+def test_a_group_of_more_than_one_call_enters_whole(
+  engine, eleven_slots, params
+):
+  driver = Driver(eleven_slots, params)
+  prefix = eleven_slots.prefill(params, PROMPTS[1])
   members = [
     request(PROMPTS[1], slot=slot, seed=slot, budget=4)[1] for slot in range(11)
   ]
   pages = np.arange(1, 12, dtype=np.int32)[:, None]
   driver.tables[:] = pages
-  driver.state = engine.insert(driver.state, prefix, members, pages)
+  driver.state = eleven_slots.insert(driver.state, prefix, members, pages)
   out = driver.finish(11)
   for slot in (0, 7, 8, 10):
     alone = run(engine, params, [request(PROMPTS[1], seed=slot, budget=4)])
@@ -365,18 +405,41 @@ def attend_by_table(q, pages, lengths, tables):
   return jax.vmap(one)(q, lengths, tables)
 
 
-@pytest.mark.parametrize('sizes', [None, (2, 1, 2)])
+@pytest.mark.parametrize(
+  'sizes', [pytest.param(None, marks=pytest.mark.slow), (2, 1, 2)]
+)
 def test_pages_read_in_place_give_the_same(engine, params, monkeypatch, sizes):
   expected = run(engine, params, crowd())
   monkeypatch.setattr(ragged, 'is_possible', lambda *_: True)
   monkeypatch.setattr(ragged, '_kernel', attend_by_table)
-  mesh = None if sizes is None else sharding.make_mesh(*sizes)
-  if mesh is not None:
-    places = sharding.param_shardings(CONFIG, mesh)
-    params = jax.device_put(params, places)
+  mesh = None
+  if sizes is not None:
+    mesh, params = on_mesh(CONFIG, params, sizes)
   in_place = Engine(CONFIG, LAYOUT, mesh=mesh, dtype=jnp.float32)
   assert in_place.page_buckets == (4,)
   assert_equal_runs(run(in_place, params, crowd()), expected)
+
+
+@pytest.mark.parametrize(
+  ('heads', 'page_size', 'dtype', 'max_pages', 'expected'),
+  [
+    # Of Qwen3-4B's 8 heads 1, 2, 4 and 8; 256 numbers each, of 2 bytes: a page
+    # of 128 tokens is 64 KiB to 512 KiB, and two buffers may take 4 MiB.
+    (1, 128, 'bfloat16', 392, 16),
+    (2, 128, 'bfloat16', 392, 16),
+    (4, 128, 'bfloat16', 392, 8),
+    (8, 128, 'bfloat16', 392, 4),
+    (8, 128, 'float32', 392, 2),
+    (8, 32, 'bfloat16', 392, 16),
+    (8, 2_048, 'bfloat16', 25, 1),  # Less than one page is not possible.
+    (8, 128, 'bfloat16', 3, 3),
+  ],
+)
+def test_the_kernel_reads_as_many_pages_at_once_as_fit_beside_it(
+  heads, page_size, dtype, max_pages, expected
+):
+  pages = jax.ShapeDtypeStruct((9, page_size, 2 * heads, 128), dtype)
+  assert ragged.pages_per_block(pages, max_pages) == expected
 
 
 # Ends.
@@ -520,7 +583,7 @@ def test_nothing_is_compiled_after_the_warm_up(engine, params):
 
 def test_a_shape_that_was_not_warmed_up_is_refused(engine, params):
   with pytest.raises(ValueError, match='has no program generate'):
-    engine._run('generate', (17,), engine._device.generate, params)
+    engine._compiler.run('generate', (17,), params)
 
 
 def test_weights_of_another_dtype_are_refused(engine, params):
@@ -602,5 +665,34 @@ def test_layouts_that_make_no_sense_are_refused(changes, text):
 
 
 def test_a_mesh_that_does_not_divide_the_layout_is_refused():
-  with pytest.raises(ValueError, match='num_key_value_heads = 2 cannot be'):
-    Engine(CONFIG, LAYOUT, mesh=sharding.make_mesh(1, 1, 4))
+  for sizes, text in (
+    ((1, 1, 4), r'num_key_value_heads = 2 .* tensor may be one of \[1, 2\]'),
+    ((3, 1, 1), 'num_slots = 8 cannot be divided over data=3'),
+  ):
+    with pytest.raises(ValueError, match=text):
+      Engine(CONFIG, LAYOUT, mesh=sharding.make_mesh(*sizes))
+  with pytest.raises(ValueError, match='num_pages = 41 cannot be divided'):
+    Engine(
+      CONFIG,
+      dataclasses.replace(LAYOUT, num_pages=41),
+      mesh=sharding.make_mesh(2, 1, 1),
+    )
+
+
+@pytest.mark.parametrize('count', [1, 2, 4, 8])
+def test_the_sampler_of_the_published_run_fits_so_many_devices(count):
+  config, model = base.grpo(), specs.VARIANTS['qwen3-4b-2507']
+  mesh = sharding.make_mesh(
+    config.sampler.data,
+    1,
+    config.sampler.tensor,
+    devices=jax.devices()[:count],
+  )
+  assert mesh.shape['tensor'] == count  # No weights are gathered in a step.
+  layout = engines.make_layout(
+    max_length=config.problems.max_prompt_tokens + config.sampling.max_tokens,
+    num_parts=mesh.shape['data'],
+    **config.engine,
+  )
+  layouts.check_mesh(model, layout, mesh)
+  sharding.param_shardings(model, mesh)

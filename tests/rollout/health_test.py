@@ -1,5 +1,7 @@
 """What is said about a run's health, by hand computation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,18 @@ def test_of_groups_counts_every_rollout():
   assert found['groups/all_correct'] == 0.5
   assert found['groups/invalid'] == 0.5
   assert health.of_groups([]) == {}
+
+
+def test_turns_are_told_apart_where_there_are_several():
+  later = dataclasses.replace(rollouts.PROMPT, kind='cached', turn=2)
+  first = rollouts.group([1.0, 0.0], [(0,), (0,) * 3])
+  second = rollouts.group([0.5, None], [(0,) * 5, (0,) * 7], prompt=later)
+  found = health.of_groups([first, second])
+  assert found['reward/by_turn/0'] == 0.5
+  assert found['reward/by_turn/2'] == 0.5  # Of the valid one.
+  assert found['length/by_turn/0'] == 2
+  assert found['length/by_turn/2'] == 6
+  assert not any('by_turn' in name for name in health.of_groups([first]))
 
 
 def test_lag_is_of_samples_and_only_of_those_that_are_trained_on():
@@ -105,8 +119,8 @@ def test_differences_of_tokens_by_position_and_by_age():
 
 def test_at_the_limits_a_run_is_well():
   checked = limits(patience_steps=0)
-  assert checked.check(WELL) is None
-  assert checked.check({}) is None
+  assert checked.check(1, WELL) is None
+  assert checked.check(1, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -123,10 +137,13 @@ def test_a_run_beyond_a_limit_for_too_long_ends_with_the_reason(
 ):
   checked = limits()
   ill = WELL | {name: value}
-  assert checked.check(ill) is None
-  assert checked.check(WELL) is None  # In a row, that is.
-  assert checked.check(ill) is None
-  assert word in checked.check(ill)
+  assert checked.check(7, ill) is None
+  assert checked.check(7, WELL) is None  # In a row, that is.
+  assert checked.check(7, ill) is None
+  error = checked.check(7, ill)
+  assert str(error).startswith('step 7: ')
+  assert word in str(error)
+  assert error.remedy
 
 
 def test_limits_that_are_off_never_bind():
@@ -134,4 +151,4 @@ def test_limits_that_are_off_never_bind():
     max_mismatch=0.0, min_entropy=0.0, max_ungraded_frac=1.0, patience_steps=0
   )
   worst = {'mismatch/mean': 9.0, 'entropy': 0.0, 'rollouts/ungraded': 1.0}
-  assert off.check(worst) is None
+  assert off.check(7, worst) is None

@@ -4,9 +4,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import hmac
 import json
 import math
 import threading
+import types
 
 import httpx2
 import numpy as np
@@ -525,6 +527,20 @@ class TestRefused:
       assert (await client.get('/metrics')).status_code == 401
       assert (await client.get('/health')).status_code == 200
 
+  async def test_a_key_is_compared_in_constant_time(self, monkeypatch):
+    compared = []
+
+    def compare(expected, given):
+      compared.append((expected, given))
+      return hmac.compare_digest(expected, given)
+
+    stand_in = types.SimpleNamespace(compare_digest=compare)
+    monkeypatch.setattr(http_api, 'hmac', stand_in)
+    app = make_app(Scheduler(), api_key='secret')
+    await post(app, '/v1/completions', {'prompt': [5]}, Authorization='x')
+    # The whole of both, so that no prefix is told from another.
+    assert compared == [(b'Bearer secret', b'x')]
+
   async def test_the_right_key(self):
     app = make_app(Scheduler(), api_key='secret')
     key = 'Bearer secret'
@@ -549,6 +565,9 @@ class TestLoad:
         while app.state.api.num_in_flight:
           await asyncio.sleep(0.01)
     assert [s.is_canceled.is_set() for s in scheduler.streams] == [True, True]
+    # A stream had begun well; of the other nobody hears the answer.
+    counted = {('/v1/completions', 200 if stream else 499): 1}
+    assert app.state.api._counts == counted
 
   async def test_too_many_samples_are_told_to_come_again(self):
     scheduler = Scheduler(stalls=True)

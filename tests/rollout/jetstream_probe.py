@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import signal
+import socket
 import time
+from concurrent import futures
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUM_CPU_DEVICES'] = '1'
@@ -177,6 +179,46 @@ async def serve(driver):
   return answer['choices'][0]['token_ids'], metrics
 
 
+def serve_by_jetstream(machine, params, asked):
+  """The same through JetStream's own server: ids in, ids out, greedy."""
+  import grpc
+  from jetstream.core import server_lib
+  from jetstream.core.proto import jetstream_pb2, jetstream_pb2_grpc
+
+  from qed.rollout import jetstream, jetstream_records
+
+  holder = jetstream_records.Holder(jetstream_records.Weights(params, 0))
+  adapter = jetstream.Adapter(machine, holder)
+  with socket.socket() as free:
+    free.bind(('', 0))
+    port = free.getsockname()[1]
+  server = server_lib.run(port, jetstream.server_config(adapter, 1), [None])
+
+  def ask(request):
+    ids, sampling = request
+    content = jetstream_pb2.DecodeRequest.TokenContent(token_ids=ids.tolist())
+    replies = stub.Decode(
+      jetstream_pb2.DecodeRequest(
+        token_content=content, max_tokens=sampling.max_tokens
+      ),
+      timeout=60,
+    )
+    return [
+      token
+      for reply in replies
+      for token in reply.stream_content.samples[0].token_ids
+    ]
+
+  with (
+    grpc.insecure_channel(f'localhost:{port}') as channel,
+    futures.ThreadPoolExecutor(len(asked)) as pool,
+  ):
+    stub = jetstream_pb2_grpc.OrchestratorStub(channel)
+    answers = list(pool.map(ask, asked))
+  server.stop()
+  return answers
+
+
 def main():
   signal.alarm(240)
   logging.basicConfig(level=logging.ERROR)
@@ -216,6 +258,7 @@ def main():
       open_stream.result(1.0).finish_reason,
       time.monotonic() - began,
     ]
+  report['by_jetstream'] = serve_by_jetstream(machine, first, requests(12, 0.0))
   report['compilations'] = machine.num_compilations - num_compilations
   report['log_level'] = logging.root.level
   print('REPORT' + json.dumps(report))

@@ -99,6 +99,11 @@ def test_our_server_runs_on_it(report):
   assert 'qed_chunks_total ' in report['metrics']
 
 
+def test_its_own_server_draws_the_same_greedy_tokens(report):
+  expected = report['scheduler']['greedy']
+  assert report['by_jetstream'] == [c['token_ids'] for c in expected]
+
+
 def test_nothing_is_compiled_and_no_logging_is_turned_on(report):
   assert report['compilations'] == 0
   assert report['log_level'] == logging.ERROR

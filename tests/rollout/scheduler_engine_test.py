@@ -1,6 +1,7 @@
 """The scheduler over the real engine, with a tiny model."""
 
 import dataclasses
+import threading
 import time
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qed.models import qwen3
+from qed.models import qwen3, sharding
 from qed.rollout.engine import Engine, Layout
 from qed.rollout.scheduler import Scheduler
 from qed.types import SamplingParams
@@ -35,7 +36,7 @@ LAYOUT = Layout(
   page_size=32,
   num_pages=25,
   steps_per_chunk=4,
-  prefill_buckets=(32,),
+  prefill_buckets=(48,),
   kv_dtype='float32',
 )
 
@@ -81,23 +82,40 @@ def same(got, wanted):
   assert len(got.token_ids) == len(got.logprobs) == len(got.versions)
 
 
+@pytest.fixture
+def compiled():
+  """The compilations of the test, by jax's own word."""
+  events = []
+
+  def listen(event, duration, **_):
+    if 'backend_compile' in event:
+      events.append((event, duration))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield events
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope='module')
-def alone(engine, params):
-  """What each of 64 requests gives with nobody beside it."""
+def undisturbed(engine, params):
+  """What 128 requests give together, with nothing in their way."""
   with Scheduler(engine, params) as scheduler:
-    return [scheduler.submit(*x).result(SECS) for x in random_requests(64)]
+    streams = [scheduler.submit(*x) for x in random_requests(128)]
+    return [stream.result(SECS) for stream in streams]
 
 
 def test_64_requests_through_8_slots_give_what_each_gives_alone(
-  engine, params, alone
+  engine, params, compiled
 ):
+  asked = random_requests(64)
   with Scheduler(engine, params) as scheduler:
-    before = engine.num_compilations
-    streams = [scheduler.submit(*x) for x in random_requests(64)]
-    for stream, wanted in zip(streams, alone, strict=True):
-      same(stream.result(SECS), wanted)
+    streams = [scheduler.submit(*x) for x in asked]
+    together = [stream.result(SECS) for stream in streams]
     stats = scheduler.stats()
-  assert engine.num_compilations == before
+    for got, x in zip(together, asked, strict=True):
+      same(got, scheduler.submit(*x).result(SECS))
+  assert not compiled
+  assert stats['compilations_total'] == engine.num_compilations
   assert stats['finished_stop_total'] + stats['finished_length_total'] == 64
   assert stats['finished_stop_total'] > 5
 
@@ -139,12 +157,17 @@ class Failing:
 @pytest.mark.parametrize(
   'calls', [{'generate': (9, 40)}, {'read': (9, 40)}, {'insert': (5, 21)}]
 )
-def test_two_failures_change_no_request(engine, params, alone, calls):
+def test_two_failures_change_none_of_128_requests(
+  engine, params, undisturbed, compiled, calls
+):
   with Scheduler(Failing(engine, **calls), params) as scheduler:
-    streams = [scheduler.submit(*x) for x in random_requests(64)]
-    for stream, wanted in zip(streams, alone, strict=True):
+    streams = [scheduler.submit(*x) for x in random_requests(128)]
+    for stream, wanted in zip(streams, undisturbed, strict=True):
       same(stream.result(SECS), wanted)
-    assert scheduler.stats()['restarts_total'] == 2
+    stats = scheduler.stats()
+  assert stats['restarts_total'] == 2
+  assert stats['finished_stop_total'] + stats['finished_length_total'] == 128
+  assert not compiled
 
 
 class Narrow:
@@ -169,31 +192,83 @@ def test_retracted_requests_go_on_with_the_same_tokens(engine, params):
       same(got, scheduler.submit(*x).result(SECS))
 
 
-def test_a_group_of_16_costs_one_prefill_and_shares_pages(engine, params):
-  prompt = np.arange(40) % 64
-  with Scheduler(engine, params) as scheduler:
-    streams = [
-      scheduler.submit(prompt, sampling(30 + i, i), group='g')
-      for i in range(16)
-    ]
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize('kv_dtype', ['float32', 'int8'])
+def test_a_mesh_of_slots_and_heads_gives_the_same(params, kv_dtype):
+  mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
+  placed = jax.device_put(params, sharding.param_shardings(CONFIG, mesh))
+  # Full slots need 24 pages; some are retracted.
+  layout = dataclasses.replace(LAYOUT, num_pages=14, kv_dtype=kv_dtype)
+  crowded = Engine(CONFIG, layout, mesh=mesh, dtype=jnp.float32)
+  layout = dataclasses.replace(layout, num_pages=25)
+  roomy = Engine(CONFIG, layout, dtype=jnp.float32)
+  crowded.warm_up(placed)
+  roomy.warm_up(params)
+  asked = [(np.arange(10) + i % 8, sampling(80, i)) for i in range(16)]
+  with Scheduler(roomy, params) as scheduler:
+    streams = [scheduler.submit(*x) for x in asked]
+    expected = [stream.result(SECS) for stream in streams]
+  with Scheduler(crowded, placed) as scheduler:
+    streams = [scheduler.submit(*x, group=i % 8) for i, x in enumerate(asked)]
+    for stream, wanted in zip(streams, expected, strict=True):
+      same(stream.result(SECS), wanted)
+    assert scheduler.stats()['retractions_total'] > 0
+
+
+class Held:
+  """An engine that counts its prompts, and holds its second chunk back."""
+
+  def __init__(self, engine):
+    self._engine, self.num_prefills, self._num_read = engine, 0, 0
+    self.may_go_on = threading.Event()
+
+  def __getattr__(self, name):
+    return getattr(self._engine, name)
+
+  def prefill_pieces(self, *args):
+    self.num_prefills += 1
+    return self._engine.prefill_pieces(*args)
+
+  def read(self, chunk):
+    self._num_read += 1
+    assert self._num_read == 1 or self.may_go_on.wait(SECS)
+    return self._engine.read(chunk)
+
+
+@pytest.mark.parametrize('first', [16, 3])
+def test_a_group_of_16_costs_one_prefill_also_in_pieces(engine, params, first):
+  # It has twice as many members as there are slots, and more than one page.
+  prompt = np.arange(52) % 64
+  held = Held(engine)
+  asked = [(prompt, sampling(25 + i, i)) for i in range(16)]
+  with Scheduler(held, params) as scheduler:
+    streams = [scheduler.submit(*x, group='g') for x in asked[:first]]
+    while not scheduler.stats()['tokens_total']:
+      time.sleep(0.001)
+    streams += [scheduler.submit(*x, group='g') for x in asked[first:]]
+    held.may_go_on.set()
     together = [stream.result(SECS) for stream in streams]
-    assert scheduler.stats()['prefills_total'] == 1
-    for i, got in enumerate(together):
-      same(got, scheduler.submit(prompt, sampling(30 + i, i)).result(SECS))
+    assert held.num_prefills == scheduler.stats()['prefills_total'] == 1
+    for got, x in zip(together, asked, strict=True):
+      same(got, scheduler.submit(*x).result(SECS))
   assert len({tuple(x.token_ids[:4].tolist()) for x in together}) > 10
 
 
 def test_tokens_after_a_swap_follow_the_new_weights(engine, params):
   # A head of zeros draws all tokens with one probability, 1 / 64.
   flat = params | {'head': params['head'] * 0}
-  with Scheduler(engine, params) as scheduler:
+  held = Held(engine)
+  with Scheduler(held, params) as scheduler:
     before = engine.num_compilations
     streams = [
       scheduler.submit(np.arange(9) + i, sampling(80, i)) for i in range(8)
     ]
     while not scheduler.stats()['tokens_total']:
       time.sleep(0.001)
-    scheduler.update_weights(flat, 3).result(SECS)
+    future = scheduler.update_weights(flat, 3)
+    held.may_go_on.set()
+    assert future.result(SECS) == 3
     got = [stream.result(SECS) for stream in streams]
   assert engine.num_compilations == before
   for x in got:

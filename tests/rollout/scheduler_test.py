@@ -832,6 +832,34 @@ def test_what_was_drawn_before_an_error_is_kept():
   np.testing.assert_array_equal(got.logprobs, logprobs[:16])
 
 
+def test_neighbors_that_cannot_be_read_fail_without_the_others():
+  def poison(name, call, details):
+    if name == 'prefill' and details[0] == 96:
+      raise RuntimeError('poisoned')
+
+  with make(ToyEngine(layout(num_slots=1), before=poison)) as scheduler:
+    bad = [scheduler.submit(np.array([96, i]), sampling(30)) for i in (1, 2)]
+    good = scheduler.submit(np.arange(4), sampling(30))
+    for stream in bad:
+      assert stream.result(SECS).finish_reason == 'error'
+    expect(good.result(SECS), np.arange(4), sampling(30))
+    assert scheduler.stats()['restarts_total'] == 6
+    assert scheduler.failure is None
+
+
+def test_rest_after_a_failure_is_no_stall():
+  def dead(name, call, details):
+    if name == 'read':
+      raise RuntimeError('dead')
+
+  engine = ToyEngine(layout(), before=dead)
+  with make(engine, stall_secs=0.1, compile_secs=0.1) as scheduler:
+    stream = scheduler.submit(np.arange(4), sampling(9))
+    assert stream.result(SECS).finish_reason == 'error'
+    time.sleep(0.4)
+    assert scheduler.stats()['stalled'] == 0
+
+
 @pytest.mark.parametrize('operation', ['generate', 'read', 'init_state'])
 def test_an_engine_that_is_dead_fails_loudly(operation, caplog):
   def dead(name, call, details):
@@ -996,8 +1024,8 @@ def test_an_idle_scheduler_does_not_poll():
   with make() as scheduler:
     scheduler.submit(np.arange(3), sampling(3)).result(SECS)
     turns = []
-    original = scheduler._turn
-    scheduler._turn = lambda: (turns.append(1), original())
+    original = scheduler._batch.turn
+    scheduler._batch.turn = lambda: (turns.append(1), original())
     time.sleep(0.1)
     assert len(turns) <= 1
 

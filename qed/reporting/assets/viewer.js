@@ -90,8 +90,8 @@ function proofView(rollout) {
 }
 
 function member(rollout, index) {
-  const {grade, versions} = rollout;
-  const facts = [
+  const {grade, versions = []} = rollout;
+  const facts = rollout.facts || [
     `reward ${figure(rollout.reward)}`,
     `advantage ${figure(rollout.advantage)}`,
     `${rollout.token_ids.length} tokens`,
@@ -103,7 +103,7 @@ function member(rollout, index) {
       : `versions ${oldest} to ${newest}`);
   }
   const card = make('div', {class: 'card member'},
-    make('h3', {}, `rollout ${index}`, badge(grade)),
+    make('h3', {}, rollout.name || `rollout ${index}`, badge(grade)),
     make('p', {class: 'note'}, facts.join(' · ')),
     ...proofView(rollout));
   if (grade && grade.feedback) {

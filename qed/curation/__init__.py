@@ -1,0 +1,1 @@
+"""From raw forum problems to a training set: one stage per file."""

@@ -1,0 +1,437 @@
+"""The recipe in miniature to its end: reasoning cache, turns and scaffolds.
+
+  qed demo --full [--workdir=runs/demo-full] [--seed=0]
+
+Chains whose reasoning is long and whose proofs are short (qed/miniature/
+lessons.py) -> demonstrations in every role of a scaffold -> `qed sft` ->
+`qed grpo` from problems, and from states of a reasoning cache -> both, with one
+to six turns, on problems that are too long for one completion -> every scaffold
+with the same budget of tokens on problems that are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qed import cli, config, demo, evaluate, grpo, report, sft, solving
+from qed.config import EvaluateRunConfig
+
+_NUM_LESSONS = 24_000
+_NUM_PRACTICE, _NUM_HELD_OUT, _NUM_LONG = 1_200, 48, 48
+# A completion has room to reason about four steps, or about three with the
+# proof; so the long ones take two, three and four turns.
+_MAX_STEPS, _MAX_REVIEWED_STEPS = 12, 3
+_PRACTICE_STEPS = (2, 3, 5, 6, 8, 9)
+_HELD_OUT_STEPS, _LONG_STEPS = (3,), (6, 9, 12)
+_NUM_TURNS = 6
+_ERROR_RATE = 0.2  # Of a step of the teacher.
+_MAX_VOCAB_SIZE = 540
+# Those that are trained from the SFT model: what each practises on, by arm.
+_TRAINED = {'rl': 'miniature_rc.py:plain', 'rc': 'miniature_rc.py'}
+_EVALUATION = str(demo.EXPERIMENTS / 'miniature_scaffolds.py')
+# Of `miniature_scaffolds.py`: the template that each role is asked by.
+_TEMPLATES = {
+  'reason': 'reasoning_cache.reason_prompt',
+  'summarize': 'reasoning_cache.summarize_prompt',
+  'verify': 'best_of_n.verify',
+  'rate': 'deepseek_math.verify',
+  'confirm': 'selfcheck.confirm',
+  'correct': 'selfcheck.correct',
+  'merge': 'rsa.merge',
+  'select': 'rsa.select',
+  'compare': 'nomos.compare',
+  'consolidate': 'nomos.consolidate',
+}
+
+
+def run(workdir: pathlib.Path, seed: int, timed: Callable[..., Any]) -> int:
+  """Runs every stage and prints what came of it.
+
+  Args:
+    workdir: of this demo alone; an interrupted one goes on in it.
+    seed: of everything.
+    timed: (stage, function, *arguments) -> what the function returns.
+  """
+  if not (workdir / 'traces.jsonl').exists():
+    timed('lessons and a random model', _write_material, workdir, seed)
+  code = timed('sft', _sft, workdir, seed)
+  for name in _TRAINED:
+    if code == cli.DONE:
+      code = timed(f'grpo: {name}', _grpo, workdir, name, seed)
+  for name in _TRAINED:
+    if code == cli.DONE:
+      runs = _turns(workdir, name)
+      code = timed(f'turns: {name}', _evaluate, workdir, name, runs)
+  if code == cli.DONE:
+    runs = _scaffolds(workdir)
+    code = timed('scaffolds', _evaluate, workdir, 'sft', runs)
+  if code != cli.DONE:
+    return code
+  found = _summary(workdir)
+  page = report.write(
+    [workdir, *(workdir / f'evaluate-{name}' for name in ('sft', *_TRAINED))],
+    workdir / 'report',
+    32,
+  )
+  _plot(found, workdir / 'report')
+  _print_tables(found)
+  print(f'\n{page}')
+  return cli.DONE
+
+
+# What is learnt from.
+
+
+def _write_material(workdir: pathlib.Path, seed: int) -> None:
+  """Problems, the model folder (random weights, tokenizer), then traces."""
+  import numpy as np
+
+  from qed.data import problems as files
+  from qed.miniature import lessons, problems
+
+  rng = np.random.default_rng(seed)
+  workdir.mkdir(parents=True, exist_ok=True)
+  held_out = set()
+  for name, number, sizes in (
+    ('held_out', _NUM_HELD_OUT, _HELD_OUT_STEPS),
+    ('long', _NUM_LONG, _LONG_STEPS),
+    ('practice', _NUM_PRACTICE, _PRACTICE_STEPS),
+  ):
+    chains = problems.draw_distinct(number, sizes, rng, is_brief=True)
+    chains = [chain for chain in chains if chain not in held_out]
+    if name != 'practice':
+      held_out |= {*chains}
+    files.write_jsonl(
+      workdir / f'{name}.jsonl', [problems.problem(chain) for chain in chains]
+    )
+  scaffolds = _config('sft', workdir, {}).scaffolds
+  traces = [
+    _trace(chain, lesson, scaffolds)
+    for chain, lesson in lessons.draw(
+      _NUM_LESSONS,
+      max_steps=_MAX_STEPS,
+      max_reviewed_steps=_MAX_REVIEWED_STEPS,
+      error_rate=_ERROR_RATE,
+      seed=seed,
+    )
+    if chain not in held_out
+  ]
+  demo.write_model(
+    workdir,
+    [
+      f'{trace.prompt_messages[0].content}\n{trace.reasoning}\n{trace.proof}'
+      for trace in traces[::20]
+    ],
+    seed=seed,
+    max_vocab_size=_MAX_VOCAB_SIZE,
+    mixes_scripts=True,
+  )
+  files.write_jsonl(workdir / 'traces.jsonl', traces)
+
+
+def _trace(chain, lesson, scaffolds: Any):
+  """A lesson, asked for as the scaffold does whose role it is."""
+  from qed.data.problems import Trace
+  from qed.miniature import problems
+  from qed.scaffolds import prompts
+
+  section, field = _TEMPLATES[lesson.role].split('.')
+  fields = {}
+  for slot, value in lesson.fields.items():
+    if slot == 'problem':
+      fields[slot] = value
+    elif isinstance(value, str):
+      fields |= prompts.quote(slot, value)
+    else:
+      fields |= prompts.listed(slot, slot, value)
+  template = getattr(getattr(scaffolds, section), field)
+  problem = problems.problem(chain)
+  return Trace(
+    problem_id=problem.problem_id,
+    statement=problem.statement,
+    reasoning=lesson.reasoning,
+    proof=lesson.answer,
+    source=f'miniature: {lesson.role}',
+    prompt_messages=prompts.user(template, **fields),
+  )
+
+
+# What learns.
+
+
+def _sft(workdir: pathlib.Path, seed: int) -> int:
+  return sft.main(
+    [
+      'qed sft',
+      f'--config={demo.EXPERIMENTS / "miniature_sft.py"}:roles',
+      f'--config.model.path={workdir / "model"}',
+      f'--config.data.paths={workdir / "traces.jsonl"}',
+      f'--config.training.seed={seed}',
+      f'--workdir={workdir / "sft"}',
+    ]
+  )
+
+
+def _grpo(workdir: pathlib.Path, name: str, seed: int) -> int:
+  from qed.miniature import judge_server
+
+  with judge_server.start() as judge:
+    return grpo.main(
+      [
+        'qed grpo',
+        f'--config={demo.EXPERIMENTS / _TRAINED[name]}',
+        f'--config.model.path={workdir / "sft/checkpoints"}',
+        f'--config.problems.paths={workdir / "practice.jsonl"}',
+        f'--config.evaluation.paths={workdir / "held_out.jsonl"}',
+        f'--config.judge.base_url={judge.url}',
+        f'--config.training.seed={seed}',
+        f'--workdir={workdir / name}',
+      ]
+    )
+
+
+# What comes of it.
+
+
+def _config(
+  name: str, workdir: pathlib.Path, changes: Mapping[str, Any]
+) -> EvaluateRunConfig:
+  """The evaluation of a trained model, with some values of its own."""
+  values = cli.load_config(_EVALUATION)
+  values.update_from_flattened_dict(
+    {
+      'model_name': name,
+      'solver.path': str(workdir / name / 'checkpoints'),
+      'benchmark.path': str(workdir / 'held_out.jsonl'),
+      **changes,
+    }
+  )
+  return config.build(values)
+
+
+def _turns(workdir: pathlib.Path, name: str) -> dict[str, EvaluateRunConfig]:
+  """One to six turns of the reasoning cache, on the long problems."""
+  return {
+    f'turns={turns}': _config(
+      name,
+      workdir,
+      {
+        'scaffold': 'reasoning_cache',
+        'scaffolds.reasoning_cache.num_turns': turns,
+        'benchmark.path': str(workdir / 'long.jsonl'),
+        'benchmark.num_attempts': 2,
+        'budget.max_tokens': 0,
+      },
+    )
+    # The turns of the longest are those of the others, too, and on record.
+    for turns in range(_NUM_TURNS, 0, -1)
+  }
+
+
+def _scaffolds(workdir: pathlib.Path) -> dict[str, EvaluateRunConfig]:
+  """All scaffolds, on problems that fit in a completion.
+
+  They are given the SFT model: after reinforcement learning there is little
+  left to gain on these.
+  """
+  return {
+    name: _config('sft', workdir, {'scaffold': name})
+    for name in solving.SCAFFOLDS
+  }
+
+
+def _evaluate(
+  workdir: pathlib.Path, name: str, runs: Mapping[str, EvaluateRunConfig]
+) -> int:
+  """Evaluates one model in many ways, each in a run directory of its own."""
+  from qed.miniature import judge_server
+
+  folder = workdir / f'evaluate-{name}'
+  first = next(iter(runs.values()))
+
+  async def measure_all(judge_url: str) -> int:
+    async with solving.opened(
+      first.solver, sampling=first.sampling, workdir=folder
+    ) as model:
+      for run_name, given in runs.items():
+        judge = dataclasses.replace(given.judge, base_url=judge_url)
+        given = dataclasses.replace(given, judge=judge)
+        found = await evaluate.measure(
+          given, evaluate.load(given), folder / run_name, model
+        )
+        if found is None:
+          return cli.RESTART
+        evaluate.write(folder / run_name, found)
+    return cli.DONE
+
+  if all((folder / name / 'summary.json').exists() for name in runs):
+    return cli.DONE
+  with judge_server.start() as judge:
+    return asyncio.run(measure_all(judge.url))
+
+
+def _summary(workdir: pathlib.Path) -> dict[str, Any]:
+  """Writes summary.json.
+
+  sft, grpo, rc: held-out problems, out of 1, as in the plain demo. turns: by
+  model and number of turns. rc_less_rl: by number of turns, paired by problem.
+  scaffolds: by name.
+  """
+  from qed import held_out
+  from qed.evals import summary
+  from qed.training import rundir
+
+  def entry(*names: str) -> dict[str, Any]:
+    path = workdir.joinpath(*names, 'summary.json')
+    return json.loads(path.read_text(encoding='utf-8'))['evaluations'][0]
+
+  trained = {name: held_out.on_file(workdir / name) for name in _TRAINED}
+  turns = {
+    name: {
+      str(turn): entry(f'evaluate-{name}', f'turns={turn}')
+      for turn in range(1, _NUM_TURNS + 1)
+    }
+    for name in _TRAINED
+  }
+  secs = json.loads((workdir / 'seconds.json').read_text(encoding='utf-8'))
+  found = {
+    'sft': demo.interval(trained['rl'][0]['scores']),
+    'grpo': demo.interval(trained['rl'][max(trained['rl'])]['scores']),
+    'rc': demo.interval(trained['rc'][max(trained['rc'])]['scores']),
+    'turns': {
+      name: {turn: _row(x) for turn, x in by_turn.items()}
+      for name, by_turn in turns.items()
+    },
+    'rc_less_rl': {
+      turn: _difference(summary.compare(turns['rc'][turn], turns['rl'][turn]))
+      for turn in turns['rc']
+    },
+    'scaffolds': {
+      name: _row(entry('evaluate-sft', name)) for name in solving.SCAFFOLDS
+    },
+    'seconds': sum(secs.values()),
+    'stage_seconds': secs,
+  }
+  rundir.write_json(workdir / 'summary.json', found)
+  return found
+
+
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """Of an evaluation: the score out of 1, what it took, and parts by length."""
+  bounds = {'mean': 'value', 'low': 'low', 'high': 'high'}
+  by_length: dict[int, list[float]] = {}
+  for problem_id, scores in entry['problem_scores'].items():
+    # brief-c=3-c*2-d+4 has two steps.
+    by_length.setdefault(problem_id.count('-') - 1, []).extend(scores)
+  return {
+    **{key: entry['score'][name] / 7 for key, name in bounds.items()},
+    'n': entry['score']['n'],
+    'tokens': entry['tokens']['completion'],
+    'calls': entry['tokens']['calls'],
+    'by_steps': {
+      str(steps): sum(scores) / len(scores) / 7
+      for steps, scores in sorted(by_length.items())
+    },
+  }
+
+
+def _difference(compared: Any) -> dict[str, float]:
+  difference = compared.difference
+  return {
+    'mean': difference.value / 7,
+    'low': difference.low / 7,
+    'high': difference.high / 7,
+    'p_value': compared.p_value,
+    'n': difference.num_problems,
+  }
+
+
+def _plot(found: Mapping[str, Any], folder: pathlib.Path) -> None:
+  """turns.svg and scaffolds.svg: scores in percent, with their intervals."""
+  from qed.reporting import score_plots
+
+  def points(rows: Sequence[tuple[float, str, Mapping[str, float]]]):
+    return [
+      score_plots.Point(
+        x=x,
+        label=label,
+        y=100 * row['mean'],
+        low=100 * row['low'],
+        high=100 * row['high'],
+      )
+      for x, label, row in rows
+    ]
+
+  by_turn = [
+    (int(turn), name, row)
+    for name, rows in found['turns'].items()
+    for turn, row in rows.items()
+  ]
+  svg = score_plots.draw(
+    points(by_turn), x='turns', y='% of 7 points', is_connected=True
+  )
+  (folder / 'turns.svg').write_text(svg, encoding='utf-8')
+  by_tokens = [
+    (row['tokens'], name, row) for name, row in found['scaffolds'].items()
+  ]
+  svg = score_plots.draw(
+    points(by_tokens), x='tokens of an attempt', y='% of 7 points'
+  )
+  (folder / 'scaffolds.svg').write_text(svg, encoding='utf-8')
+
+
+def _print_tables(found: Mapping[str, Any]) -> None:
+  from qed.planning import tables
+
+  def cells(row: Mapping[str, float]) -> tuple[str, str]:
+    return (
+      f'{row["mean"]:.3f}',
+      f'{row["low"]:.3f} to {row["high"]:.3f}',
+    )
+
+  tables.show(
+    [
+      tables.Table(
+        title='Held-out problems that fit in a completion, one completion',
+        header=('after', 'score / 7', '95 % interval'),
+        rows=[(name, *cells(found[name])) for name in ('sft', 'grpo', 'rc')],
+      ),
+      tables.Table(
+        title='Problems that are too long for one: score / 7 by turns',
+        header=('turns', 'RL', '', 'RC', '', 'RC less RL', '', 'tokens'),
+        rows=[
+          (
+            turn,
+            *cells(found['turns']['rl'][turn]),
+            *cells(row),
+            *cells(found['rc_less_rl'][turn]),
+            f'{row["tokens"]:.0f}',
+          )
+          for turn, row in found['turns']['rc'].items()
+        ],
+      ),
+      tables.Table(
+        title='Scaffolds of the SFT model with the same budget',
+        header=('scaffold', 'score / 7', '95 % interval', 'tokens', 'calls'),
+        rows=[
+          (name, *cells(row), f'{row["tokens"]:.0f}', f'{row["calls"]:.1f}')
+          for name, row in found['scaffolds'].items()
+        ],
+      ),
+      tables.Table(
+        title='Time',
+        rows=[
+          *(
+            (f'{secs:.0f} s', stage)
+            for stage, secs in found['stage_seconds'].items()
+          ),
+          (f'{found["seconds"]:.0f} s', 'together'),
+        ],
+      ),
+    ]
+  )

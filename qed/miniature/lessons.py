@@ -1,0 +1,395 @@
+r"""What the teacher writes in each role that a scaffold gives to a model.
+
+All of it is about brief proofs (`Prove in brief`), where reasoning is long and
+a proof is short. Reasoning works out a step in two lines, of which the second
+states its value; a summary is the values that are known so far, and a proof is
+the values and the conclusion:
+
+    reasoning      summary    proof
+    e=d*2=3*2      e=1        e=1
+    e=1            f=0        f=0
+    f=e+4=1+4                 Hence f=0.
+    f=0
+
+So a budget that holds the reasoning about a few steps and the proof of many is
+enough for long chains, over several turns of reasoning and summary.
+
+A review derives a proof's values again and stops at the first that differs; its
+verdict is one of those that qed/scaffolds/parsing.py reads:
+
+    f=e+4=1+4      f=3 is wrong.
+    f=0            \boxed{0}
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qed.miniature import problems, teacher
+from qed.miniature.problems import MAX_POINTS, Chain
+
+# Of a hundred lessons. Whoever can reason can do most of the others.
+_SHARES = {
+  'reason': 46,
+  'summarize': 16,
+  'verify': 8,
+  'rate': 4,
+  'confirm': 2,
+  'correct': 4,
+  'merge': 8,
+  'select': 5,
+  'compare': 3,
+  'consolidate': 4,
+}
+_MAX_CANDIDATES = 4
+
+_VALUE = re.compile(r'[a-z]=[0-9]')
+
+
+class Lesson(NamedTuple):
+  """A demonstration in one role."""
+
+  role: str
+  # What the role's prompt is filled in with: a text, or several by name.
+  fields: Mapping[str, str | Mapping[str, str]]
+  reasoning: str
+  answer: str
+
+
+def draw(
+  num_lessons: int,
+  *,
+  max_steps: int,
+  max_reviewed_steps: int,
+  error_rate: float,
+  seed: int,
+) -> list[tuple[Chain, Lesson]]:
+  """Lessons about random chains, in all roles.
+
+  Half of the reasoning, and of what is summed up, begins with the problem and
+  half somewhere in the middle. Reviews and the like are about proofs that are
+  as wrong as any; with two looks at a step they err half as often.
+
+  Args:
+    num_lessons: how many.
+    max_steps: of a chain; all numbers up to it are as frequent.
+    max_reviewed_steps: of a chain in the other roles.
+    error_rate: of a step.
+    seed: decides everything.
+  """
+  rng = np.random.default_rng(seed)
+  roles = [role for role, share in _SHARES.items() for _ in range(share)]
+  drawn = []
+  while len(drawn) < num_lessons:
+    role = roles[rng.integers(len(roles))]
+    is_long = role in ('reason', 'summarize')
+    size = rng.integers(1, (max_steps if is_long else max_reviewed_steps) + 1)
+    chain = problems.draw(int(size), rng, is_brief=True)
+    lesson = _draw_one(role, chain, error_rate, rng)
+    if lesson.answer:  # A summary may have nothing to say.
+      drawn.append((chain, lesson))
+  return drawn
+
+
+def _draw_one(
+  role: str, chain: Chain, error_rate: float, rng: np.random.Generator
+) -> Lesson:
+  """A lesson in a role."""
+  values = teacher.derive(chain, rng, error_rate=error_rate)
+  if role in ('reason', 'summarize'):
+    num_known = int(rng.integers(len(chain.steps) + 1) * rng.integers(2))
+    if role == 'reason':
+      return reason(chain, values, num_known)
+    length = len(_turn(chain, values, num_known))
+    # Most reasoning that is summed up was cut off.
+    cut = int(rng.integers(length + 1)) if rng.random() < 0.7 else length
+    return summarize(chain, values, num_known, cut)
+  found = teacher.derive(chain, rng, error_rate=error_rate / 2)
+  if role in ('verify', 'confirm', 'correct'):
+    review = verify(chain, values, found)
+    if role == 'verify':
+      return review
+    if role == 'confirm':
+      return confirm(review.answer)
+    # A first improvement has no report to go by.
+    report = review.answer if rng.random() < 0.7 else ''
+    return correct(chain, values, report, found)
+  if role == 'rate':
+    return verify(chain, values, found, role='rate', full=1)
+  others = [
+    teacher.derive(chain, rng, error_rate=error_rate)
+    for _ in range(rng.integers(1, _MAX_CANDIDATES))
+  ]
+  if role == 'merge':
+    return merge(chain, [values, *others])
+  if role == 'consolidate':
+    return consolidate(chain, [values, *others], found)
+  choose = select if role == 'select' else compare
+  return choose(chain, (values, others[0]), found)
+
+
+def working(
+  chain: Chain,
+  values: Sequence[int],
+  num_known: int = 0,
+  num_steps: int | None = None,
+) -> str:
+  """The reasoning about the steps after the first `num_known`.
+
+  Args:
+    chain: whose rules are used.
+    values: what they are found to give, from the start on.
+    num_known: steps that it leaves out.
+    num_steps: where it ends; None: with the chain.
+  """
+  lines = []
+  for step, (operation, constant) in enumerate(chain.steps[:num_steps]):
+    if step >= num_known:
+      operand, name = chain.names[step : step + 2]
+      rule = f'{operation}{constant}'
+      lines += [
+        f'{name}={operand}{rule}={values[step]}{rule}',
+        f'{name}={values[step + 1]}',
+      ]
+  return '\n'.join(lines)
+
+
+def facts(chain: Chain, values: Sequence[int], num_known: int) -> str:
+  """The values after each of the first `num_known` steps."""
+  return '\n'.join(
+    f'{chain.names[step]}={values[step]}' for step in range(1, num_known + 1)
+  )
+
+
+def reason(chain: Chain, values: Sequence[int], num_known: int) -> Lesson:
+  """Goes on from a summary of the first `num_known` steps to the proof."""
+  return Lesson(
+    'reason',
+    {
+      'problem': problems.statement(chain),
+      'summary': facts(chain, values, num_known),
+    },
+    working(chain, values, num_known),
+    problems.proof(chain, values),
+  )
+
+
+def summarize(
+  chain: Chain, values: Sequence[int], num_known: int, num_chars: int
+) -> Lesson:
+  """Sums up a turn, which may have been cut off.
+
+  Args:
+    chain: what it is about.
+    values: of the steps.
+    num_known: steps in the summary that the turn went on from. If those are
+      all, it was no reasoning but the proof at once, and adds nothing.
+    num_chars: after which it was cut off.
+  """
+  summary = facts(chain, values, num_known)
+  reasoning = _turn(chain, values, num_known)[:num_chars]
+  lines = [line for line in reasoning.split('\n') if _VALUE.fullmatch(line)]
+  found = lines if num_known < len(chain.steps) else []
+  return Lesson(
+    'summarize',
+    {
+      'problem': problems.statement(chain),
+      'summary': summary,
+      'reasoning': reasoning,
+    },
+    '',
+    '\n'.join(filter(None, [summary, *found])),
+  )
+
+
+def _turn(chain: Chain, values: Sequence[int], num_known: int) -> str:
+  """What a turn has to say: its reasoning, or its answer if it had none."""
+  return working(chain, values, num_known) or problems.proof(chain, values)
+
+
+def verify(
+  chain: Chain,
+  values: Sequence[int],
+  found: Sequence[int],
+  *,
+  role: str = 'verify',
+  full: int = MAX_POINTS,
+) -> Lesson:
+  """Reviews a proof: it is right, or a line of it is wrong.
+
+  Args:
+    chain: what it is about.
+    values: those of the proof.
+    found: those that the review comes to, from the start on.
+    role: who reviews.
+    full: the number for a right proof; 0 for any other.
+  """
+  agreed = _num_agreed(values, found)
+  if agreed == len(chain.steps):
+    answer = _number(full)
+  else:
+    line = f'{chain.names[agreed + 1]}={values[agreed + 1]}'
+    answer = f'{line} is wrong.\n{_number(0)}'
+  return Lesson(
+    role,
+    {
+      'problem': problems.statement(chain),
+      'proof': problems.proof(chain, values),
+    },
+    working(chain, found, num_steps=agreed + 1),
+    answer,
+  )
+
+
+def confirm(report: str) -> Lesson:
+  """Says whether the report of a review finds the proof right."""
+  verdict = 'no' if report.endswith(_number(0)) else 'yes'
+  return Lesson('confirm', {'report': report}, '', _choice(verdict))
+
+
+def correct(
+  chain: Chain, values: Sequence[int], report: str, found: Sequence[int]
+) -> Lesson:
+  """Mends a proof after a review of it.
+
+  Args:
+    chain: what it is about.
+    values: those of the proof.
+    report: of the review; '' where there was none.
+    found: the values that it is mended to.
+  """
+  return Lesson(
+    'correct',
+    {
+      'problem': problems.statement(chain),
+      'proof': problems.proof(chain, values),
+      'report': report,
+    },
+    working(chain, found),
+    problems.proof(chain, found),
+  )
+
+
+def merge(chain: Chain, candidates: Sequence[Sequence[int]]) -> Lesson:
+  """Takes the best lines of several proofs, at a glance.
+
+  A value that is right goes before all others, wherever it stands; where there
+  is none, the first proof's is taken.
+  """
+  best = [
+    right if right in given else given[0]
+    for right, *given in zip(chain.values, *candidates, strict=True)
+  ]
+  return Lesson(
+    'merge',
+    {
+      'problem': problems.statement(chain),
+      'candidates': _lettered(chain, candidates),
+    },
+    '',
+    problems.proof(chain, best),
+  )
+
+
+def select(
+  chain: Chain,
+  candidates: tuple[Sequence[int], Sequence[int]],
+  found: Sequence[int],
+) -> Lesson:
+  """Chooses the proof that holds for longer: A, B, or equal.
+
+  Args:
+    chain: what they are about.
+    candidates: the values of both.
+    found: those that the comparison comes to.
+  """
+  return Lesson(
+    'select',
+    {
+      'problem': problems.statement(chain),
+      'candidates': _lettered(chain, candidates),
+    },
+    working(chain, found),
+    _choice(_better(candidates, found, ('A', 'B', 'equal'))),
+  )
+
+
+def compare(
+  chain: Chain,
+  candidates: tuple[Sequence[int], Sequence[int]],
+  found: Sequence[int],
+) -> Lesson:
+  """`select` under other names: 1, 2, or tie."""
+  first, second = (problems.proof(chain, values) for values in candidates)
+  return Lesson(
+    'compare',
+    {'problem': problems.statement(chain), 'first': first, 'second': second},
+    working(chain, found),
+    _choice(_better(candidates, found, ('1', '2', 'tie'))),
+  )
+
+
+def consolidate(
+  chain: Chain, candidates: Sequence[Sequence[int]], found: Sequence[int]
+) -> Lesson:
+  """Keeps the proofs that their reviews found right; all, if none is.
+
+  Args:
+    chain: what they are about.
+    candidates: the values of each.
+    found: those that the reviews come to.
+  """
+  submissions, right = {}, []
+  for number, values in enumerate(candidates, 1):
+    report = verify(chain, values, found).answer
+    submissions[f'Solution {number}'] = problems.proof(chain, values)
+    submissions[f'The grader of solution {number}'] = report
+    if report == _number(MAX_POINTS):
+      right.append(number)
+  kept = ', '.join(map(str, right or range(1, len(candidates) + 1)))
+  return Lesson(
+    'consolidate',
+    {'problem': problems.statement(chain), 'submissions': submissions},
+    '',
+    f'<keep>{kept}</keep>',
+  )
+
+
+def _lettered(
+  chain: Chain, candidates: Sequence[Sequence[int]]
+) -> dict[str, str]:
+  """The proofs, called A, B, ..."""
+  return {
+    letter: problems.proof(chain, values)
+    for letter, values in zip(string.ascii_uppercase, candidates, strict=False)
+  }
+
+
+def _better(
+  candidates: tuple[Sequence[int], Sequence[int]],
+  found: Sequence[int],
+  names: tuple[str, str, str],
+) -> str:
+  """The name of the proof that agrees for longer; the third is for neither."""
+  first, second = (_num_agreed(values, found) for values in candidates)
+  return names[0 if first > second else 1 if second > first else 2]
+
+
+def _num_agreed(values: Sequence[int], found: Sequence[int]) -> int:
+  """How many leading steps have the same value in both."""
+  pairs = enumerate(zip(values, found, strict=True))
+  differing = (step for step, (ours, theirs) in pairs if ours != theirs)
+  return next(differing, len(values)) - 1
+
+
+def _number(value: int) -> str:
+  return rf'\boxed{{{value}}}'
+
+
+def _choice(name: str) -> str:
+  return f'<verdict>{name}</verdict>'

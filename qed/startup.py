@@ -1,0 +1,125 @@
+"""What `qed sft` and `qed grpo` do alike before their first step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from absl import app
+
+from qed.config import ConfigError, PackingConfig
+from qed.data import tokenizer
+from qed.types import TrainState
+
+# jax takes seconds to import, and a wrong config is to be told in one.
+if TYPE_CHECKING:
+  import os
+
+  from jax.sharding import Mesh
+
+  from qed import preparation, sft
+  from qed.models import specs
+  from qed.training.checkpoints import Checkpointer
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """What is wrong with given files and values is the user's to mend."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError) as error:
+    raise app.UsageError(str(error)) from error
+
+
+def check_mesh(packing: PackingConfig, mesh: Mesh) -> None:
+  """Checks what the config alone cannot know when a size is -1."""
+  for field, value, axis in (
+    ('num_rows', packing.num_rows, 'data'),
+    ('row_length', packing.row_length, 'context'),
+  ):
+    if value % mesh.shape[axis]:
+      raise ConfigError(
+        [
+          f'packing.{field} = {value}: must be a multiple of the '
+          f'{mesh.shape[axis]} devices of mesh.{axis}'
+        ]
+      )
+
+
+def load_tokenizer(
+  folder: str | os.PathLike[str], model: specs.Config, *, field: str
+) -> tokenizer.Tokenizer:
+  """Reads a tokenizer, whose ids the model must know.
+
+  Args:
+    folder: where it is.
+    model: that reads its ids.
+    field: of the config, which an error names.
+
+  Raises:
+    ValueError: it has more ids than the model.
+  """
+  words = tokenizer.load(folder)
+  if words.vocab_size > model.vocab_size:
+    raise ValueError(
+      f'{field}: expected ids below the {model.vocab_size} rows of the '
+      f'embedding, got {words.vocab_size} ids in {folder}'
+    )
+  return words
+
+
+def restore_or_start(
+  run: sft.Run | preparation.Run,
+  checkpointer: Checkpointer,
+  make_account: Callable[..., Any],
+  *,
+  data_digest: str,
+  field: str,
+  say: Callable[[str], None],
+) -> tuple[TrainState, Any]:
+  """The newest state that is whole, or one at step 0, and its account.
+
+  Args:
+    run: what is trained.
+    checkpointer: of the run.
+    make_account: an Account, of what a checkpoint has beside the state.
+    data_digest: a hash of what is trained on.
+    field: of the config, that says what that is.
+    say: prints a line.
+
+  Raises:
+    ConfigError: the run was on other data, or its checkpoints are gone.
+  """
+  from qed.training import initial, metrics, steps
+
+  restored = checkpointer.restore_latest_valid(
+    steps.abstract_state(run.model, run.tx, run.mesh)
+  )
+  if restored:
+    account = make_account(**restored.extra)
+    if account.data_digest != data_digest:
+      raise ConfigError(
+        [
+          f'{field}: {run.workdir} was trained on other data than these files '
+          'give now; bring those back, or use another --workdir'
+        ]
+      )
+    say(f'restored step {restored.step} from {checkpointer.directory}')
+    return restored.state, account
+  record = run.workdir / 'metrics.jsonl'
+  num_recorded = max(metrics.read(record), default=0) if record.exists() else 0
+  # One save may have been in progress and another not have begun.
+  if num_recorded > 2 * run.config.training.checkpoint_interval_steps:
+    raise ConfigError(
+      [
+        f'{checkpointer.directory} has no checkpoint, though {record} has '
+        f'{num_recorded} steps; bring it back, or use another --workdir'
+      ]
+    )
+  say(f'no checkpoint in {checkpointer.directory}: this is step 0')
+  params = initial.read_params(
+    run.config.model.path, run.model, run.mesh, seed=run.config.training.seed
+  )
+  state = steps.init_state(params, run.model, run.tx, run.mesh)
+  return state, make_account(data_digest=data_digest)

@@ -1,0 +1,208 @@
+"""`qed demo --full`: what is taught is what scaffolds ask, and suffices."""
+
+import asyncio
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from qed import demo_full, solving
+from qed.miniature import checker, lessons, problems, teacher
+from tests.scaffolds import scripted
+
+MODES = {
+  'Sum up.': 'summarize',
+  'Check.': 'verify',
+  'Rate.': 'rate',
+  'Confirm.': 'confirm',
+  'Mend.': 'correct',
+  'Merge.': 'merge',
+  'Choose.': 'select',
+  'Keep.': 'consolidate',
+  'Compare.': 'compare',
+}
+
+
+def read(prompt):
+  """(role, chain, the lines after the problem) of a prompt."""
+  mode = next((mode for mode in MODES if prompt.startswith(mode)), '')
+  if mode == 'Confirm.':
+    return 'confirm', None, prompt.removeprefix(mode + '\n').split('\n')
+  found = re.search(r'Work modulo.*?that .=.\.', prompt, re.DOTALL)
+  lines = prompt[found.end() + 1 :].split('\n')
+  return MODES.get(mode, 'reason'), problems.parse(found[0]), lines
+
+
+def values_of(chain, proof):
+  """The values that a proof states, from the start on."""
+  return [chain.start, *(int(line[2]) for line in proof if line[1:2] == '=')]
+
+
+def answer(prompt, *, max_tokens=1_000):
+  """What a model writes that has learnt everything, and never errs."""
+  role, chain, lines = read(prompt)
+  if role == 'confirm':
+    lesson = lessons.confirm('\n'.join(lines))
+  elif role == 'reason':
+    num_known = sum(line != '' for line in lines)
+    lesson = lessons.reason(chain, chain.values, num_known)
+  elif role == 'summarize':
+    found = {}  # By name; what was known first stays.
+    for line in lines:
+      if re.fullmatch('[a-z]=[0-9]', line):
+        found.setdefault(line[0], line)
+    return '\n</think>\n\n' + '\n'.join(found.values())
+  else:
+    proofs, proof = [], []
+    for line in lines:
+      proof.append(line)
+      if line.startswith('Hence'):
+        kept = [x for x in proof if re.fullmatch('[a-z]=[0-9]', x)]
+        proofs.append(values_of(chain, kept))
+        proof = []
+    exact = chain.values
+    lesson = {
+      'verify': lambda: lessons.verify(chain, proofs[0], exact),
+      'rate': lambda: lessons.verify(
+        chain, proofs[0], exact, role='rate', full=1
+      ),
+      'correct': lambda: lessons.correct(chain, proofs[0], '', exact),
+      'merge': lambda: lessons.merge(chain, proofs),
+      'select': lambda: lessons.select(chain, tuple(proofs), exact),
+      'compare': lambda: lessons.compare(chain, tuple(proofs), exact),
+      'consolidate': lambda: lessons.consolidate(chain, proofs, exact),
+    }[role]()
+  text = f'{lesson.reasoning}\n</think>\n\n{lesson.answer}'.lstrip('\n')
+  # As the tokenizer has it, less the token that ends the turn.
+  tokens = re.findall(
+    r'</think>|Hence| ?[a-z]=(?:[a-z][+*])?|.', text, re.DOTALL
+  )
+  if len(tokens) >= max_tokens:
+    return scripted.cut(''.join(tokens[:max_tokens]))
+  return text
+
+
+def config_of(name, **changes):
+  changes = {f'scaffolds.{name}.{key}': x for key, x in changes.items()}
+  return demo_full._config(
+    'sft', pathlib.Path('runs'), {'scaffold': name, **changes}
+  )
+
+
+def solve(name, chain, respond, **changes):
+  given = config_of(name, **changes)
+  llm = scripted.Scripted(lambda asked: respond(asked.text))
+  solution = asyncio.run(
+    solving.SCAFFOLDS[name](
+      problems.problem(chain),
+      llm,
+      scripted.setup(getattr(given.scaffolds, name), style='thinking'),
+    )
+  )
+  return solution, llm
+
+
+def noisy(seed):
+  """A model that errs when it proves, and in nothing else."""
+  rng = np.random.default_rng(seed)
+
+  def respond(prompt):
+    role, chain, lines = read(prompt)
+    if role != 'reason':
+      return answer(prompt)
+    values = teacher.derive(chain, rng, error_rate=0.3)
+    lesson = lessons.reason(chain, values, sum(line != '' for line in lines))
+    return f'{lesson.reasoning}\n</think>\n\n{lesson.answer}'.lstrip('\n')
+
+  return respond
+
+
+@pytest.mark.parametrize('role', [*lessons._SHARES])
+def test_lessons_are_asked_as_scaffolds_ask(role):
+  scaffolds = config_of('single').scaffolds
+  drawn = lessons.draw(
+    300, max_steps=6, max_reviewed_steps=3, error_rate=0.2, seed=0
+  )
+  chain, lesson = next(x for x in drawn if x[1].role == role)
+  trace = demo_full._trace(chain, lesson, scaffolds)
+  (message,) = trace.prompt_messages
+  assert message.role == 'user'
+  assert trace.proof == lesson.answer
+  assert read(message.content)[0] == role
+  # Nothing is fenced, and nothing is left out.
+  assert re.search('-[0-9a-f]{12}>', message.content) is None
+  for value in lesson.fields.values():
+    texts = [value] if isinstance(value, str) else value.values()
+    assert all(text in message.content for text in texts)
+
+
+def test_every_prompt_of_a_scaffold_is_one_that_was_taught():
+  scaffolds = config_of('single').scaffolds
+  taught = set()
+  for chain, lesson in lessons.draw(
+    3_000, max_steps=6, max_reviewed_steps=3, error_rate=0.2, seed=0
+  ):
+    (message,) = demo_full._trace(chain, lesson, scaffolds).prompt_messages
+    taught.add(_shape(message.content))
+  chain = problems.draw(3, np.random.default_rng(2), is_brief=True)
+  for name in solving.SCAFFOLDS:
+    for seed in range(3):
+      _, llm = solve(name, chain, noisy(seed))
+      for asked in llm.asked:
+        role, _, _ = read(asked.text)
+        # A field of more proofs than a lesson has is of a known kind.
+        if role not in ('merge', 'consolidate'):
+          assert _shape(asked.text) in taught, asked.text
+
+
+def _shape(text):
+  """A text without its names and digits."""
+  text = re.sub('[0-9]', '#', re.sub('[+*]', '+', text))
+  text = re.sub(r'\b[a-z](?=[+=])', 'x', text)
+  return re.sub(r'(?<=[a-z]=)[a-z](?=[+])', 'x', text)
+
+
+@pytest.mark.parametrize('name', [*solving.SCAFFOLDS])
+def test_a_model_that_never_errs_earns_everything(name):
+  chain = problems.draw(3, np.random.default_rng(1), is_brief=True)
+  solution, _ = solve(name, chain, answer)
+  assert checker.score(chain, solution.text) == 7
+  unreadable = [x for x in solution.usage if x.startswith('unparseable')]
+  assert not any(solution.usage[x] for x in unreadable)
+
+
+@pytest.mark.parametrize(
+  'name', ['best_of_n', 'rsa', 'selfcheck', 'deepseek_math', 'nomos']
+)
+def test_scaffolds_do_better_than_a_single_proof_of_a_model_that_errs(name):
+  rng = np.random.default_rng(3)
+  chains = problems.draw_distinct(20, (3,), rng, is_brief=True)
+  means = []
+  for scaffold in ('single', name):
+    scores = [
+      checker.score(chain, solve(scaffold, chain, noisy(seed))[0].text)
+      for seed, chain in enumerate(chains)
+    ]
+    means.append(np.mean(scores) / 7)
+  # A single proof is right with 0.7^3, and earns half on average.
+  assert means[0] < 0.7
+  assert means[1] > 0.9
+
+
+@pytest.mark.parametrize(
+  ('num_steps', 'num_turns'),
+  [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3), (9, 3), (10, 4), (12, 4)],
+)
+def test_a_long_chain_takes_its_turns(num_steps, num_turns):
+  def respond(prompt):
+    return answer(prompt, max_tokens=config_of('single').sampling.max_tokens)
+
+  chain = problems.draw(num_steps, np.random.default_rng(4), is_brief=True)
+  scores = []
+  for turns in range(1, 7):
+    solution, llm = solve('reasoning_cache', chain, respond, num_turns=turns)
+    assert len(llm.asked) == 2 * turns - 1
+    scores.append(checker.score(chain, solution.text))
+  assert all(score < 7 for score in scores[: num_turns - 1])
+  assert scores[num_turns - 1 :] == [7] * (7 - num_turns)

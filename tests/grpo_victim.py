@@ -1,0 +1,75 @@
+"""A run of `qed grpo` that sends itself a signal in some phase of some step.
+
+  python -m tests.grpo_victim '{"tiny": DIR, "workdir": DIR, "cache": DIR,
+    "phase": "train", "step": 2, "signal": "SIGKILL", "changes": {...}}'
+
+The signal comes in the middle of the phase, in that step or the next in which
+there is such a phase (what is on file already is not sampled or graded again):
+before a completion or a grade of the step, before the step itself, its
+checkpoint, or the publication of what it made.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+
+from qed import policy
+from qed.training import checkpoints
+from tests import grpo_test
+
+
+def main(given):
+  for name, value in (
+    ('jax_compilation_cache_dir', given['cache']),
+    ('jax_persistent_cache_min_compile_time_secs', 0),
+    ('jax_persistent_cache_min_entry_size_bytes', -1),
+  ):
+    jax.config.update(name, value)
+  parts = grpo_test.Parts()
+  pending = [getattr(signal, given['signal'])]
+
+  def act(phase, step):
+    if phase == given['phase'] and step >= given['step'] and pending:
+      print(f'{pending[0].name} in {phase}, step {step}', flush=True)
+      os.kill(os.getpid(), pending.pop())
+      # Steps take less time than the watch that asks whether one should stop.
+      time.sleep(0.3)
+
+  async def before_sample(group):
+    # Not the first of its step, so that others are under way.
+    if group % 2:
+      act('generate', group // 2)
+
+  async def before_grade(problem, completion):
+    act('grade', int(completion.versions[0]))
+
+  async def before_update(version):
+    act('publish', version)
+
+  parts.before_sample = before_sample
+  parts.before_grade = before_grade
+  parts.before_update = before_update
+  update, save = policy.Trainer.update, checkpoints.Checkpointer.save
+
+  def disturbed_update(self, *arguments):
+    act('train', self.num_done)
+    return update(self, *arguments)
+
+  def disturbed_save(self, step, *arguments):
+    act('checkpoint', step)
+    return save(self, step, *arguments)
+
+  policy.Trainer.update = disturbed_update
+  checkpoints.Checkpointer.save = disturbed_save
+  return grpo_test.train(
+    pathlib.Path(given['tiny']), given['workdir'], parts, **given['changes']
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main(json.loads(sys.argv[1])))
