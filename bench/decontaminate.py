@@ -27,7 +27,7 @@ import time
 
 from experiments import base
 from qed import config
-from qed.curation import decontaminate
+from qed.curation import likeness
 from qed.curation.records import Item
 from qed.data import problems
 
@@ -143,7 +143,8 @@ def edit_names(text, rng, share):
 
 
 def sentences(text):
-  return [part for part in re.split(r'(?<=[.?!])\s+', text) if part]
+  """The sentences of a text; one may end in a formula, and none within."""
+  return [part for part in re.split(r'(?<=[.?!])\s+(?=[A-Z])', text) if part]
 
 
 def edit_order(text, rng, share):
@@ -276,7 +277,7 @@ def measure(found, settings, *, num_rows, seed, num_of_kind=NUM_OF_KIND):
   benchmark, others = shuffled[:NUM_BENCHMARK], shuffled[NUM_BENCHMARK:]
   copies = plant(benchmark, rng, num_of_kind=num_of_kind)
   rows = make_rows(others, copies, rng, num_rows=num_rows)
-  index = decontaminate.Index(benchmark, settings)
+  index = likeness.Index(benchmark, settings)
   began = time.monotonic()
   matches = {}
   for start in range(0, len(rows), 256):

@@ -143,7 +143,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(
-    1, 2, figsize=(9, 3.6), sharey=True, layout='constrained'
+    1, 2, figsize=(9, 4), sharey=True, layout='constrained'
   )
   colors = pyplot.cm.viridis([0.0, 0.3, 0.6, 0.85])
   for side, corrected in zip(axes, (True, False), strict=True):
@@ -173,7 +173,8 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     side.set_title('ratio corrected' if corrected else 'uncorrected')
     side.set_xlabel('step')
     side.grid(alpha=0.3)
-    side.legend(fontsize=8, loc='lower right')
+  handles, labels = axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside lower center', ncols=len(labels))
   axes[0].set_ylabel('held-out score / 7')
   figure.savefig(path, dpi=110)
 

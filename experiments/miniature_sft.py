@@ -24,6 +24,7 @@ ARMS = {
     'data.chat_style': 'thinking',
     'data.prompt': '{{problem}}\n',
     'data.samples_per_step': 12,
+    'data.max_tokens': 192,
     # Reasoning about many steps is learnt as far as it goes.
     'data.overlong': 'truncate',
     'packing.num_rows': 4,

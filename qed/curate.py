@@ -51,6 +51,7 @@ from qed.curation import (
   difficulty,
   duplicates,
   filters,
+  likeness,
   prefixes,
   quality,
   rubrics,
@@ -147,7 +148,7 @@ class _Run:
     """Runs everything that the config names."""
     config = self._config
     benchmark = decontaminate.load_benchmarks(config.decontamination.benchmarks)
-    index = decontaminate.Index(benchmark, config.decontamination)
+    index = likeness.Index(benchmark, config.decontamination)
     await self._read()
     await self._stage(
       'filter',

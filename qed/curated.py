@@ -12,7 +12,14 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qed.curation import card, decontaminate, difficulty, duplicates, stages
+from qed.curation import (
+  card,
+  decontaminate,
+  difficulty,
+  duplicates,
+  likeness,
+  stages,
+)
 from qed.curation.records import Item
 from qed.reporting import matches
 from qed.types import Problem
@@ -148,7 +155,7 @@ def _review_row(
   note = item['notes'][decontaminate.NAME]
   benchmark_id = note.get('benchmark_id', '')
   evidence = ', '.join(
-    f'{name} {note[name]:.2f}' for name in decontaminate.WAYS if name in note
+    f'{name} {note[name]:.2f}' for name in likeness.WAYS if name in note
   )
   return {
     'name': f'{item["item_id"]} ({item["place"]})',

@@ -246,6 +246,7 @@ def _solver(
 def _open_records(
   config: EvaluateRunConfig, decided: records.Identity, workdir: pathlib.Path
 ) -> records.Records:
+  """The records of this evaluation; tells what differs from another's."""
   try:
     return records.Records(workdir / 'records.jsonl', decided)
   except records.ForeignRecordsError as error:
@@ -260,6 +261,8 @@ def _open_records(
         ]
       )
     ) from error
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
 
 
 def _changed(config: EvaluateRunConfig, path: pathlib.Path) -> list[str]:

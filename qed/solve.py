@@ -66,10 +66,9 @@ def main(argv: Sequence[str]) -> int:
   )
   problem = _load(pathlib.Path(values.problem), values.problem_id)
   solving.check(config.scaffold, getattr(config.scaffolds, config.scaffold))
-  workdir = values.workdir or (
-    f'runs/solve/{problem.problem_id}-{config.scaffold}'
-  )
-  return run(config, problem, pathlib.Path(workdir))
+  name = f'{problem.problem_id}-{config.scaffold}'.replace('/', '-')
+  workdir = pathlib.Path(values.workdir or f'runs/solve/{name}')
+  return run(config, problem, workdir)
 
 
 def _flags() -> flags.FlagValues:
@@ -107,7 +106,7 @@ def _with_flags(config: SolveConfig, values: flags.FlagValues) -> SolveConfig:
   solver = config.solver
   if values.llm and '://' in values.llm:
     solver = dataclasses.replace(
-      solver, kind='chat', base_url=values.llm, path='', model=''
+      solver, kind='chat', base_url=values.llm, path=''
     )
   elif values.llm:
     cli.check_paths(('--llm', values.llm))
@@ -178,7 +177,9 @@ def run(config: SolveConfig, problem: Problem, workdir: pathlib.Path) -> int:
   try:
     solved = asyncio.run(_solve(config, problem, workdir))
   except calls.CallError as error:
-    if getattr(error.__cause__, 'kind', '') in _HOPELESS:
+    cause = error.__cause__
+    # Our own engine says by a ValueError what an endpoint rejects.
+    if isinstance(cause, ValueError) or getattr(cause, 'kind', '') in _HOPELESS:
       raise app.UsageError(str(error)) from error
     print(f'no proof, and calls that failed; the last one: {error}')
     return cli.RESTART

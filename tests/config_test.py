@@ -16,6 +16,7 @@ DEFAULTS = {
   'sft': base.sft().to_dict(),
   'grpo': base.grpo().to_dict(),
   'judge': base.judging().to_dict(),
+  'solve': base.solving().to_dict(),
 }
 
 
@@ -493,6 +494,54 @@ COMBINATIONS = {
     'sampling.temperature',
     'above 0',
   ),
+  'an endpoint without an address': (
+    'solve',
+    {'solver.base_url': ''},
+    'solver.base_url',
+    "solver.kind = 'local'",
+  ),
+  'an address that is none': (
+    'solve',
+    {'solver.base_url': 'localhost:8001/v1'},
+    'solver.base_url',
+    'http://',
+  ),
+  'weights at an address': (
+    'solve',
+    {'solver.kind': 'local', 'solver.path': 'folder'},
+    'solver.base_url',
+    "solver.kind = 'local'",
+  ),
+  'token ids without a tokenizer': (
+    'solve',
+    {'solver.kind': 'ids'},
+    'solver.path',
+    "solver.kind = 'chat'",
+  ),
+  'a chat with a tokenizer': (
+    'solve',
+    {'solver.path': 'folder'},
+    'solver.path',
+    "solver.kind = 'chat'",
+  ),
+  'a role without a model': (
+    'solve',
+    {'solver.roles': ('verifier=http://localhost/v1',)},
+    'solver.roles',
+    'ROLE=MODEL@URL',
+  ),
+  'a role that two models play': (
+    'solve',
+    {'solver.roles': ('merger=a@http://x/v1', 'merger=b@http://x/v1')},
+    'solver.roles',
+    'twice',
+  ),
+  'more analyses than verifications': (
+    'solve',
+    {'scaffolds.deepseek_math.num_analyses': 5},
+    'scaffolds.deepseek_math.num_analyses',
+    'num_verifications = 4',
+  ),
 }
 
 
@@ -528,6 +577,20 @@ def test_every_possible_neighbor_of_these_combinations_is_accepted():
     ('grpo', {'loss.dual_clip': 3.0, 'loss.kind': 'gspo'}),
     ('grpo', {'loss.correction': 'truncate', 'loss.correction_high': 2.0}),
     ('grpo', {'loss.sequence_mean': True}),
+    ('solve', {'solver.kind': 'ids', 'solver.path': 'folder'}),
+    (
+      'solve',
+      {
+        'solver.kind': 'local',
+        'solver.path': 'folder',
+        'solver.base_url': '',
+      },
+    ),
+    (
+      'solve',
+      {'solver.roles': ('merger=a/b@http://x/v1', 'verifier=c@https://y/v1')},
+    ),
+    ('solve', {'scaffolds.deepseek_math.num_analyses': 4}),
   ):
     config.build(changed(program, changes))
 
@@ -566,6 +629,7 @@ def test_what_the_config_lets_pass_always_fits_into_the_rows():
 
 
 def test_choices_are_those_of_the_code_that_reads_them():
+  from qed import solving
   from qed.grading import rubrics, solutions
   from qed.models import attention, qwen3
 
@@ -578,6 +642,9 @@ def test_choices_are_those_of_the_code_that_reads_them():
   assert typing.get_args(judged) == rubrics.PROOF_TEMPLATES
   sources = typing.get_type_hints(config.SolutionsConfig)['source']
   assert typing.get_args(sources) == tuple(solutions.FORMATS)
+  names = [field.name for field in dataclasses.fields(config.ScaffoldsConfig)]
+  assert {*typing.get_args(config.ScaffoldName)} == {*solving.SCAFFOLDS}
+  assert {*names} == {*solving.SCAFFOLDS}
 
 
 def test_packing_is_described_in_the_words_of_the_packer():

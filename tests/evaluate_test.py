@@ -338,6 +338,14 @@ class TestIdentity:
     assert run(edited, workdir, url) == cli.USAGE
     assert 'content' in capsys.readouterr().err
 
+  def test_a_broken_record_is_told(self, finished, tmp_path, capsys):
+    problems, workdir, _, url = finished
+    shutil.copytree(workdir, tmp_path / 'run')
+    path = tmp_path / 'run' / 'records.jsonl'
+    path.write_text('{"no": "record"}\n' + path.read_text())
+    assert run(problems, tmp_path / 'run', url) == cli.USAGE
+    assert 'records.jsonl:1: expected a record' in capsys.readouterr().err
+
   def test_what_decides_nothing_may_change(self, finished, tmp_path):
     problems, workdir, world, url = finished
     shutil.copytree(workdir, tmp_path / 'run')

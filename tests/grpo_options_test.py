@@ -8,6 +8,7 @@ the same rollouts whatever the options are.
 
 import collections
 import contextlib
+import itertools
 
 import jax
 import numpy as np
@@ -191,7 +192,7 @@ def test_on_policy_all_kinds_are_one(run, kind):
 
 
 @pytest.mark.parametrize(
-  'name', ['leave_one_out', 'z_score', 'max_rl', 'sequence_mean', 'entropy']
+  'name', ['leave_one_out', 'z_score', 'max_rl', 'sequence_mean']
 )
 def test_other_options_change_the_first_step_already(run, name):
   _, baseline = run('baseline')
@@ -239,10 +240,11 @@ def test_a_penalty_keeps_the_policy_near_where_it_began(run, estimator):
 
 
 def test_off_policy_every_kind_is_another(run):
-  first = {name: norms(run(name, off=True)[1])[0] for name in OFF}
-  for name, norm in first.items():
-    others = [first[other] for other in first if other != name]
-    assert min(abs(np.array(others) / norm - 1)) > 1e-4, first
+  found = {name: norms(run(name, off=True)[1]) for name in OFF}
+  for one, other in itertools.combinations(found, 2):
+    # Of a few steps, since two norms may be alike by chance.
+    ratio = found[one][:5] / found[other][:5]
+    assert np.abs(ratio - 1).max() > 1e-2, (one, other)
 
 
 def test_off_policy_the_first_step_sees_the_same_ratios(run):

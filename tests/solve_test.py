@@ -250,9 +250,10 @@ class TestFailures:
     assert code == cli.DONE
     assert '1 failed' in out
 
-  def test_nobody_at_the_address(self, solve):
+  @pytest.mark.parametrize('flags', [(), ('--model=prover',)])
+  def test_nobody_at_the_address(self, solve, flags):
     with scripted.nobody() as address:
-      code, _, err = solve(llm=address)
+      code, _, err = solve(*flags, llm=address)
     assert code == cli.USAGE
     assert f'solver.base_url = {address!r}' in err
     assert 'connect' in err

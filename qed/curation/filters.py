@@ -116,7 +116,7 @@ def ill_posed(item: Item, config: Any) -> str:
 def answer_in_statement(item: Item, config: Any) -> str:
   """The answer, or a mark that it follows, where the question is."""
   told = _found(_TOLD, item.statement)
-  if told or not _ASKS.search(item.statement):
+  if told or not item.answer or not _ASKS.search(item.statement):
     return told
   answer = tex.spell(item.answer).replace(' ', '')
   statement = tex.spell(item.statement).replace(' ', '')

@@ -119,18 +119,21 @@ _MAX_POINTS = 4  # Capitals in a row that name points: ABCD.
 VARIABLE = 'v'
 
 
-def spell(text: str, *, renamed: bool = False) -> str:
+def spell(text: str) -> str:
   """The text in one spelling: its units, with a space between two.
 
   Args:
     text: a statement, in any mixture of TeX, Unicode and plain letters.
-    renamed: whether every variable is called `v`, so that the names do not
-      matter.
   """
-  return ' '.join(
-    unit if isinstance(unit, str) else _formula(unit, renamed)
-    for unit in units(text)
-  )
+  return spell_both(text)[0]
+
+
+def spell_both(text: str) -> tuple[str, str]:
+  """What `spell` gives, and the same with every variable called `v`."""
+  found = units(text)
+  plain = [u if isinstance(u, str) else ''.join(u).lower() for u in found]
+  renamed = [u if isinstance(u, str) else _renamed(u) for u in found]
+  return ' '.join(plain), ' '.join(renamed)
 
 
 def units(text: str) -> list[str | tuple[str, ...]]:
@@ -213,9 +216,7 @@ def _letters(token: str) -> list[str]:
   return [_GREEK.get(letter, letter) for letter in token]
 
 
-def _formula(tokens: Sequence[str], renamed: bool) -> str:
-  if not renamed:
-    return ''.join(tokens).lower()
+def _renamed(tokens: Sequence[str]) -> str:
   return ''.join(
     VARIABLE
     if (len(token) == 1 and token.isalpha()) or token in _GREEK_NAMES

@@ -8,7 +8,7 @@ import pytest
 from bench import decontaminate as bench
 from experiments import base
 from qed import config
-from qed.curation import decontaminate
+from qed.curation import decontaminate, likeness
 from qed.curation.records import Item
 from qed.types import Problem
 
@@ -32,12 +32,12 @@ BENCHMARK = [
   Problem(problem_id=f'b/{n}', statement=text)
   for n, text in enumerate([STATEMENT, *OTHERS])
 ]
-INDEX = decontaminate.Index(BENCHMARK, SETTINGS)
+INDEX = likeness.Index(BENCHMARK, SETTINGS)
 
 
 def outcome(statement, settings=SETTINGS, **fields):
   item = Item(item_id='i', statement=statement, **fields)
-  index = decontaminate.Index(BENCHMARK, settings)
+  index = likeness.Index(BENCHMARK, settings)
   (found,) = decontaminate.decontaminate([item], index, settings)
   return found
 
@@ -89,8 +89,8 @@ def test_a_problem_inside_a_thread_is_found():
   [
     'Let $ABC$ be a triangle with circumcenter $O$. Prove that the reflection '
     'of $O$ in $BC$ lies on the circle $BHC$, where $H$ is the orthocenter.',
-    'Find all functions $f:\\mathbb{R}\\to\\mathbb{R}$ such that '
-    '$f(xy)+f(x-y)=3xf(y)$ for all $x,y\\in\\mathbb{R}$.',
+    'Find all functions $f:\\mathbb{N}\\to\\mathbb{N}$ such that $f(n)+m$ '
+    'divides $n^2+3f(m)$ whenever $m$ and $n$ have no common factor.',
     'Prove that there are infinitely many primes.',
   ],
 )
@@ -102,7 +102,7 @@ def test_what_comes_near_is_kept_for_review():
   ratio = match(bench.edit_words(STATEMENT, random.Random(0), 0.2)).ratio
   section = base.curation().decontamination.to_dict()
   section |= {'min_ratio': ratio + 0.02, 'min_renamed_ratio': 0.99}
-  section |= {'min_overlap': 0.99}
+  section |= {'min_overlap': 0.99, 'min_content': 0.99}
   settings = config.DecontaminationConfig(**section)
   found = outcome(bench.edit_words(STATEMENT, random.Random(0), 0.2), settings)
   assert found.reason == ''
@@ -162,7 +162,7 @@ def test_benchmarks_are_read_whole_or_not_at_all(tmp_path):
 
 def test_no_benchmark_is_a_mistake():
   with pytest.raises(ValueError, match='got none'):
-    decontaminate.Index([], SETTINGS)
+    likeness.Index([], SETTINGS)
 
 
 def test_planted_copies_among_real_problems():

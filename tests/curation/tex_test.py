@@ -59,10 +59,10 @@ def test_a_dollar_amount_opens_no_formula():
 
 
 def test_renaming_makes_names_alike_and_leaves_numbers():
-  first = tex.spell(r'$\alpha x + 3y$ and $ABC$', renamed=True)
-  second = tex.spell('$bu + 3w$ and $PQR$', renamed=True)
+  first = tex.spell_both(r'$\alpha x + 3y$ and $ABC$')[1]
+  second = tex.spell_both('$bu + 3w$ and $PQR$')[1]
   assert first == second == 'vv+3v and vvv'
-  assert tex.spell('$bu + 4w$ and $PQR$', renamed=True) != first
+  assert tex.spell_both('$bu + 4w$ and $PQR$')[1] != first
 
 
 def test_shingles_are_runs_of_units():

@@ -171,6 +171,25 @@ def test_a_long_text_is_learnt_from_and_not_left_out():
   assert len(tokenizer.encode(word)) == 2
 
 
+@pytest.mark.parametrize(
+  ('mixes_scripts', 'pieces'),
+  [
+    (False, ['d', '=', 'c', '*', '2', '\n', 'd', '=', '4']),
+    # Digits stay alone, and a line ends where it ends.
+    (True, ['d=c*', '2', '\n', 'd=', '4']),
+  ],
+)
+def test_pieces_may_mix_letters_and_signs_where_they_are_told_to(
+  mixes_scripts, pieces
+):
+  text = 'd=c*2\nd=4'
+  tokenizer = tokenizer_lib.train_sentencepiece(
+    [text] * 50, max_vocab_size=400, mixes_scripts=mixes_scripts
+  )
+  ids = tokenizer.encode(text)
+  assert [tokenizer.decode([i]) for i in ids] == pieces
+
+
 def test_a_vocabulary_too_small_for_the_bytes_is_refused():
   with pytest.raises(ValueError, match='max_vocab_size=100'):
     tokenizer_lib.train_sentencepiece(CORPUS, max_vocab_size=100)

@@ -260,6 +260,8 @@ def test_lessons_are_of_all_roles_as_often_as_told():
     assert lesson.answer
     is_long = lesson.role in ('reason', 'summarize')
     assert len(chain.steps) <= (12 if is_long else 3)
+    if lesson.role == 'rate':
+      assert lesson.answer[-3:] in ('{0}', '{1}')
     if lesson.role != 'confirm':
       statement = problems.problem(chain).statement
       assert lesson.fields['problem'] == statement

@@ -100,6 +100,10 @@ def make_prompt(state):
   )
 
 
+def ignore(num_tokens):
+  """Books nothing."""
+
+
 def text(token_ids):
   return bytes(int(token) for token in token_ids).decode()
 
@@ -198,6 +202,20 @@ def test_an_advantage_is_taken_over_one_state(make):
     np.testing.assert_allclose(share.advantages, [-0.5, 0, 0.5], atol=1e-6)
 
 
+def test_a_chain_is_kept_until_all_groups_of_its_visit_are_settled(make):
+  world = make()
+  visit = next(v for v in range(50) if drawn(v) == (2, 3))
+  first, second = 2 * visit, 2 * visit + 1
+  asyncio.run(world.source.pose(first, ignore))
+  world.source.settle(first)
+  asyncio.run(world.source.pose(second, ignore))
+  assert [turn for _, turn, _ in world.played] == [0, 1, 2]
+  assert world.source.snapshot()['places']
+  world.source.settle(second)
+  found = world.source.snapshot()
+  assert found['places'] == found['settled'] == {}
+
+
 # How old.
 
 
@@ -217,11 +235,10 @@ def test_without_a_lag_every_state_is_of_the_step_that_uses_it(make):
 @pytest.mark.parametrize('max_lag', [0, 1, 3, -1])
 def test_a_state_expires_by_the_lag(make, max_lag):
   world = make(max_lag=max_lag)
-  chain = [0]
 
   async def pose(version):
     world.version = version
-    await world.source.pose(group_of(3), chain.append)
+    await world.source.pose(group_of(3), ignore)
 
   def group_of(index):
     visit = next(v for v in range(50) if index in drawn(v))
@@ -371,7 +388,7 @@ def test_a_group_with_rollouts_on_file_keeps_their_prompt(make):
   world.reopen({}, step=0)
   world.version = 9
   for group, expected in before.items():
-    prompt = asyncio.run(world.source.pose(group, print))
+    prompt = asyncio.run(world.source.pose(group, ignore))
     assert text(prompt.token_ids) == expected
     assert prompt.turn == drawn(0)[group]
 
