@@ -519,7 +519,7 @@ def curation() -> ConfigDict:
     min_renamed_ratio=0.88,
     common_share=0.03,
     boilerplate_weight=0.7,
-    min_overlap=0.55,
+    min_overlap=0.6,
     min_content=0.8,
     min_content_chars=40,
     shingle_size=3,
@@ -587,6 +587,7 @@ def _writer(model: str, base_url: str, api_key_env: str = '') -> dict[str, Any]:
     model=model,
     api_key_env=api_key_env,
     effort='',
+    sends_seed=not api_key_env,  # Our own servers take it.
     sampling=dict(temperature=1.0, top_p=1.0, top_k=0, max_tokens=65_536),
     connect_secs=10.0,
     deadline_secs=3_600.0,

@@ -114,6 +114,13 @@ A first run, from published weights and back:
   qed plan --config=experiments/sft_main.py --topology=v5p:2x4x4
   qed report runs/sft
 
+A training set from raw problems; without :deterministic, models write rubrics,
+try the problems and prove them:
+
+  qed curate --config=experiments/data_main.py:deterministic \\
+    --config.sources.olympiads=olympiads.jsonl \\
+    --config.sources.aops=aops.jsonl --workdir=runs/data
+
 How good a judge is, from gradings of your own (source=graded: statement,
 rubric, proof, human_score):
 

@@ -747,6 +747,7 @@ class WriterConfig:
   model: str  # By which it is asked.
   api_key_env: str  # The environment variable with its key; '': no key.
   effort: Literal['', 'low', 'medium', 'high']  # '': not sent.
+  sends_seed: bool  # Some endpoints refuse a request that has one.
   sampling: SamplingConfig
   connect_secs: PositiveFloat
   deadline_secs: PositiveFloat  # Of one call.

@@ -8,7 +8,8 @@ and why, and a report. The same command goes on where it was stopped, with the
 same result; after a change to the config it does again what depends on it.
 
   qed curate --config=experiments/data_main.py:deterministic \
-    --workdir=runs/data --config.sources.aops=aops.jsonl
+    --config.sources.olympiads=olympiads.jsonl \
+    --config.sources.aops=aops.jsonl --workdir=runs/data
 
 DIR/stages/N_NAME/       kept.jsonl, removed.jsonl, report.json
 DIR/review.jsonl, .html  what resembles a benchmark, side by side with it
@@ -43,7 +44,7 @@ from typing import Any
 
 from absl import app, flags
 
-from qed import cli, curated
+from qed import cli, curated, writers
 from qed.config import CurateConfig, WriterConfig
 from qed.curation import (
   asking,
@@ -61,16 +62,14 @@ from qed.curation import (
   teacher,
 )
 from qed.curation.records import Item
-from qed.grading import judge as judges
-from qed.grading import verdicts
-from qed.llm import bounded, chat, http
+from qed.llm import http
 from qed.llm import journal as journals
 from qed.planning import tables
 from qed.reporting import difficulty as difficulty_plot
 
 _TOLD_EVERY_SECS = 10.0
-_MAX_ROWS_OF_A_PAGE = 500
 _SOURCES = tuple(sources.REQUIRED)
+_WITH_WRITER = ('quality', 'rubrics', 'difficulty', 'teacher')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
       for path in config.decontamination.benchmarks
     ),
   )
+  _check_keys(config)
   return run(config, values['workdir'].value)
 
 
@@ -200,7 +200,7 @@ class _Run:
     )
 
     async def model(writer: WriterConfig) -> asking.Model:
-      return await _model(writer, journal, stack)
+      return await writers.model(writer, journal, stack)
 
     if 'quality' in names:
       reader = await model(config.quality.writer)
@@ -218,7 +218,9 @@ class _Run:
       )
     if 'difficulty' in names:
       solver = await model(config.difficulty.writer)
-      grade = await _judge(config, self._folder, stack)
+      grade = await writers.judge(
+        config.judge, self._folder / 'verdicts.sqlite', stack
+      )
       await self._stage(
         'difficulty',
         lambda items: difficulty.estimate(
@@ -371,58 +373,16 @@ class _Run:
     )
 
 
-async def _model(
-  writer: WriterConfig,
-  journal: journals.Journal,
-  stack: contextlib.AsyncExitStack,
-) -> asking.Model:
-  """A model behind an endpoint, of which no completion is paid for twice."""
-  client = await stack.enter_async_context(
-    http.Http(
-      http.Endpoint(
-        base_url=writer.base_url,
-        model=writer.model,
-        api_key=http.api_key(writer.api_key_env),
-        connect_secs=writer.connect_secs,
-        deadline_secs=writer.deadline_secs,
-        max_attempts=writer.max_attempts,
-        max_connections=writer.max_concurrency,
-      )
-    )
-  )
-  llm = bounded.Bounded(
-    chat.Chat(client, effort=writer.effort), writer.max_concurrency
-  )
-  name = f'{writer.base_url} {writer.model} {writer.effort}'.strip()
-  return asking.Model(
-    llm=journals.Journaled(llm, journal, name),
-    name=writer.model,
-    sampling=writer.sampling,
-  )
-
-
-async def _judge(
-  config: CurateConfig,
-  folder: pathlib.Path,
-  stack: contextlib.AsyncExitStack,
-) -> difficulty.Judge:
-  """The judge of the training, with its verdicts on record."""
-  section = config.judge
-  client = await stack.enter_async_context(
-    http.Http(
-      http.Endpoint(
-        base_url=section.base_url,
-        model=section.model,
-        api_key=http.api_key(section.api_key_env),
-        connect_secs=section.connect_secs,
-        deadline_secs=section.deadline_secs,
-        max_attempts=section.max_attempts,
-        max_connections=section.max_concurrency,
-      )
-    )
-  )
-  store = stack.enter_context(verdicts.Verdicts(folder / 'verdicts.sqlite'))
-  return judges.Judge(client.ask, section, store).grade
+def _check_keys(config: CurateConfig) -> None:
+  """Tells a missing key before anything is done."""
+  names = config.model_stages
+  used = [getattr(config, n).writer for n in _WITH_WRITER if n in names]
+  used += [config.judge] * ('difficulty' in names)
+  try:
+    for section in used:
+      http.api_key(section.api_key_env)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
 
 
 def _inputs(config: CurateConfig) -> list[dict[str, Any]]:

@@ -330,10 +330,11 @@ class Loop:
     stop = asyncio.create_task(self._stop.wait())
     await asyncio.wait([task, stop], return_when='FIRST_COMPLETED')
     stop.cancel()
-    if task.done():
-      return task.result()
-    task.cancel()
-    return None
+    # Both at once, where samplers are ahead: what is there is not waited for.
+    if self._stop.is_set() and not (task.done() and task.exception()):
+      task.cancel()
+      return None
+    return task.result()
 
   def _record(
     self, update: Update, shares: Sequence[groups.Share], secs: float

@@ -13,6 +13,7 @@ from qed import config, schema
 from qed.config import ConfigError, GrpoConfig, SftConfig
 
 DEFAULTS = {
+  'curate': base.curation().to_dict(),
   'sft': base.sft().to_dict(),
   'grpo': base.grpo().to_dict(),
   'judge': base.judging().to_dict(),

@@ -186,20 +186,17 @@ def test_a_killed_run_ends_like_any_other(files, tmp_path):
   run(files, tmp_path / 'whole')
   command = [sys.executable, '-m', 'qed.curate']
   command += arguments(files, tmp_path / 'killed')
-  killed = 0
-  for stage in ('filter', 'decontaminate'):
-    process = subprocess.Popen(
-      command,
-      stdout=subprocess.DEVNULL,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    )
-    pattern = f'stages/*_{stage}/kept.jsonl'
-    while process.poll() is None:
-      if list((tmp_path / 'killed').glob(pattern)):
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-      time.sleep(0.002)
-  assert killed
+  process = subprocess.Popen(
+    command,
+    stdout=subprocess.DEVNULL,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+  while process.poll() is None:
+    if list((tmp_path / 'killed').glob('stages/*_filter/kept.jsonl')):
+      process.send_signal(signal.SIGKILL)
+    time.sleep(0.002)
+  assert process.wait() == -signal.SIGKILL
+  assert not (tmp_path / 'killed/problems.jsonl').exists()
   run(files, tmp_path / 'killed')
   assert hashes(tmp_path / 'killed') == hashes(tmp_path / 'whole')
 
@@ -217,6 +214,15 @@ def test_a_killed_run_ends_like_any_other(files, tmp_path):
 def test_a_mistake_is_told_at_once(files, tmp_path, capsys, change, named):
   assert run(files, tmp_path / 'run', change) == cli.USAGE
   assert named in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_missing_key_is_told_before_anything_is_done(
+  files, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.delenv('OPENAI_API_KEY', raising=False)
+  assert run(files, tmp_path / 'run', arm='baseline') == cli.USAGE
+  assert 'OPENAI_API_KEY' in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()
 
 

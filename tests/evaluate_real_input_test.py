@@ -117,7 +117,7 @@ def test_proofs_of_2048_tokens_are_written_and_graded(
   (found,) = summary['evaluations']
   assert found['statuses'] == {'ok': 6}
   assert found['is_published_content'] is True
-  assert found['splits'].keys() == {'basic'} if 'splits' in found else True
+  assert found['levels'].keys() == {'IMO-easy', 'pre-IMO'}
   assert found['tokens']['completion'] > 0.9 * 2_048
   assert found['truncated'] > 0.5
   assert 0 <= found['score']['low'] <= found['score']['high'] <= 7

@@ -39,6 +39,8 @@ def test_a_run_that_dies_in_every_phase_ends_like_one_that_does_not(
   plan = [(phase, name) for phase in PHASES for name in ('SIGKILL', 'SIGTERM')]
   chance.shuffle(plan)
   workdir, landed = tmp_path / 'run', []
+  # Where samplers run ahead, more steps pass until a signal is noticed.
+  num_steps = 3 * NUM_STEPS if max_lag else NUM_STEPS
 
   def start(phase, name, step):
     given = {
@@ -48,7 +50,10 @@ def test_a_run_that_dies_in_every_phase_ends_like_one_that_does_not(
       'phase': phase,
       'signal': name,
       'step': step,
-      'changes': {'rollout.max_lag': max_lag},
+      'changes': {
+        'rollout.max_lag': max_lag,
+        'training.total_steps': num_steps,
+      },
     }
     found = subprocess.run(
       [sys.executable, '-m', 'tests.grpo_victim', json.dumps(given)],
@@ -87,10 +92,10 @@ def test_a_run_that_dies_in_every_phase_ends_like_one_that_does_not(
   assert found.returncode == cli.DONE, found.stdout
   assert len(landed) >= 4, landed
   used = [group for step in batches(workdir).values() for group in step]
-  assert len(used) == len({*used}) == 2 * NUM_STEPS
+  assert len(used) == len({*used}) == 2 * num_steps
   assert_ledger_closes(workdir)
   records = read_metrics(workdir)
-  assert len(records) == NUM_STEPS
+  assert len(records) == num_steps
   assert all(record['lag/max'] <= max_lag for record in records.values())
   if max_lag == 0:
     assert_same_run(workdir, straight)

@@ -26,7 +26,8 @@ from tests.grpo_test import (
 )
 
 __all__ = ['cache', 'tiny']  # Fixtures.
-pytestmark = pytest.mark.slow
+# The first test that asks for runs makes them, eight at most.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_STEPS = 20
 OPTIONS = {

@@ -8,6 +8,7 @@ seconds and its parts can be made slow, wrong or dead at will.
 import asyncio
 import collections
 import contextlib
+import inspect
 import json
 import os
 import pathlib
@@ -666,6 +667,7 @@ def test_every_field_of_the_config_is_read():
   """A field is read by name, or with the whole of its section."""
   modules = (grpo, preparation, policy, samplers, held_out, unrolling)
   source = ''.join(pathlib.Path(m.__file__).read_text() for m in modules)
+  source += inspect.getsource(config.RolloutConfig.groups_per_step.fget)
   named = {*re.findall(r'\.(\w+)', source)}
   whole = {*re.findall(r'asdict\((?:\w+\.)*config\.(\w+)\)', source)}
   # Handed on whole.

@@ -138,7 +138,7 @@ def _sketch(spelt: str, config: Any) -> np.ndarray:
 
 def _overlap(a: str, b: str, size: int) -> float:
   """The Jaccard similarity of the shingles of two texts."""
-  first, second = tex.shingles(a, size), tex.shingles(b, size)
+  first, second = {*tex.shingles(a, size)}, {*tex.shingles(b, size)}
   return len(first & second) / max(len(first | second), 1)
 
 

@@ -194,13 +194,13 @@ class Index:
     )
     return found / 100
 
-  def _shingles(self, renamed: str) -> set[str]:
+  def _shingles(self, renamed: str) -> list[str]:
     """The runs of units that say something: not those of boilerplate alone."""
-    return {
+    return [
       shingle
       for shingle in tex.shingles(renamed, self._config.shingle_size)
       if not all(_is_common(u, self._common) for u in shingle.split())
-    }
+    ]
 
   def _weight(self, shingles: Iterable[str]) -> float:
     """How much runs tell: one that several problems have, less."""

@@ -179,15 +179,17 @@ def units(text: str) -> list[str | tuple[str, ...]]:
   return found
 
 
-def shingles(spelt: str, size: int) -> set[str]:
-  """Every `size` units in a row of a text that `spell` returned.
+def shingles(spelt: str, size: int) -> list[str]:
+  """Every `size` units in a row of a text that `spell` returned, each once.
 
-  A shorter text is one shingle; an empty one has none.
+  In their order, so that what is summed up over them is the same in every
+  process. A shorter text is one shingle; an empty one has none.
   """
   parts = spelt.split()
   if len(parts) <= size:
-    return {spelt} if parts else set()
-  return {' '.join(parts[i : i + size]) for i in range(len(parts) - size + 1)}
+    return [spelt] if parts else []
+  runs = range(len(parts) - size + 1)
+  return list(dict.fromkeys(' '.join(parts[i : i + size]) for i in runs))
 
 
 def numbers(spelt: str) -> tuple[str, ...]:

@@ -116,6 +116,9 @@ def draw(
   figure, axes = plots.quiet_axes(y, x=x)
   if is_logarithmic:
     axes.set_xscale('log')
+    # Its own choice fails where all points have one x.
+    xs = [point.x for point in points]
+    axes.set_xlim(min(xs) / 1.5, max(xs) * 1.5)
   labels = [*dict.fromkeys((p.label, p.is_published) for p in points)]
   colors = {
     label: i for i, label in enumerate(dict.fromkeys(l for l, _ in labels))

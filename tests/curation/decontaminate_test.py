@@ -1,7 +1,10 @@
 """Benchmark problems are found in disguise, and strangers are not."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +36,12 @@ BENCHMARK = [
   for n, text in enumerate([STATEMENT, *OTHERS])
 ]
 INDEX = likeness.Index(BENCHMARK, SETTINGS)
+THREAD = (
+  'Hi everyone, this was posed at our training camp last week and nobody of us '
+  'could do it, so here it is: {} I tried inversion in $A$ but it gave me '
+  'nothing but more circles, and power of a point seems to want a different '
+  'point altogether.'
+)
 
 
 def outcome(statement, settings=SETTINGS, **fields):
@@ -74,13 +83,39 @@ def test_reordered_sentences_are_seen_through_by_overlap():
   assert (found.how, found.is_removed) == ('overlap', True)
 
 
+@pytest.mark.parametrize(
+  ('way', 'kind'),
+  [
+    ('ratio', 'words'),
+    ('renamed', 'renamed'),
+    ('overlap', 'reordered'),
+    ('overlap', 'thread'),
+    ('content', 'reordered'),
+  ],
+)
+def test_each_way_finds_some_by_itself(way, kind):
+  bounds = {
+    'ratio': 'min_ratio',
+    'renamed': 'min_renamed_ratio',
+    'overlap': 'min_overlap',
+    'content': 'min_content',
+  }
+  section = base.curation().decontamination.to_dict()
+  others = {b: 1.0 for name, b in bounds.items() if name != way}
+  # A few words changed besides, or the texts would be equal to every way.
+  text = bench.edit_words(STATEMENT, random.Random(1), 0.1)
+  if kind == 'thread':
+    text = THREAD.format(STATEMENT)
+  elif kind != 'words':
+    text = bench.EDITS[kind](text, random.Random(1), 0.1)
+  settings = config.DecontaminationConfig(**(section | others))
+  found = outcome(text, settings)
+  assert found.reason == 'in_benchmark'
+  assert found.item.notes['decontaminate']['how'] == way
+
+
 def test_a_problem_inside_a_thread_is_found():
-  thread = (
-    'Hi everyone, this was posed at our training camp last week and nobody of '
-    f'us could do it, so here it is: {STATEMENT} I tried inversion in $A$ but '
-    'it gave me nothing but more circles, and power of a point seems to want '
-    'a different point altogether.'
-  )
+  thread = THREAD.format(STATEMENT)
   assert outcome(thread).reason == 'in_benchmark'
 
 
@@ -91,6 +126,8 @@ def test_a_problem_inside_a_thread_is_found():
     'of $O$ in $BC$ lies on the circle $BHC$, where $H$ is the orthocenter.',
     'Find all functions $f:\\mathbb{N}\\to\\mathbb{N}$ such that $f(n)+m$ '
     'divides $n^2+3f(m)$ whenever $m$ and $n$ have no common factor.',
+    'Find all functions $f:\\mathbb{R}\\to\\mathbb{R}$ such that '
+    '$f(2x+f(y))=x+y+f(x)$ for all $x,y\\in\\mathbb{R}$.',
     'Prove that there are infinitely many primes.',
   ],
 )
@@ -108,6 +145,33 @@ def test_what_comes_near_is_kept_for_review():
   assert found.reason == ''
   assert 'review' in found.remarks
   assert found.item.notes['decontaminate']['benchmark_id'] == 'b/0'
+
+
+def against(benchmark, statement):
+  index = likeness.Index(
+    [Problem(problem_id='b', statement=benchmark)], SETTINGS
+  )
+  return index.matches([Item(item_id='i', statement=statement)])[0]
+
+
+def test_a_text_with_every_word_somewhere_is_no_copy():
+  words = 'merchant weighs pearls broken balance counterfeit lighter coins'
+  rng = random.Random(0)
+  scattered = ' '.join(
+    ' '.join([word, *(''.join(rng.choices('zqxjkv', k=9)) for _ in range(5))])
+    for word in reversed(words.split())
+  )
+  assert against(words, ' '.join(reversed(words.split()))).how == 'content'
+  assert against(words, scattered) is None
+
+
+def test_a_few_common_words_are_no_copy():
+  statement = 'Prove that infinitely many composites are twins of each other.'
+  stranger = (
+    'Does a graph with infinitely many vertices contain two disjoint copies '
+    'whose twins are composites of paths? Find those, or show there are none.'
+  )
+  assert against(statement, stranger) is None
 
 
 def test_a_person_can_clear_an_item():
@@ -146,6 +210,43 @@ def test_batches_change_nothing():
   found = list(decontaminate.decontaminate(items, INDEX, SETTINGS))
   assert [o.item.item_id for o in found] == [i.item_id for i in items]
   assert [o.item.item_id for o in found if o.reason] == ['copy']
+
+
+_OTHER_PROCESS = """
+import dataclasses
+import random
+from bench import decontaminate as bench
+from qed.curation import decontaminate, likeness, records, stages
+from qed.types import Problem
+from tests.curation.decontaminate_test import SETTINGS
+
+rng = random.Random(0)
+texts = [bench.synthetic(rng) for _ in range(150)]
+problems = [Problem(problem_id=text, statement=text) for text in texts]
+items = [
+  records.Item(item_id=text, statement=bench.edit_words(text, rng, 0.1))
+  for text in texts
+]
+settings = dataclasses.replace(SETTINGS, review_margin=0.4)
+index = likeness.Index(problems, settings)
+found = decontaminate.decontaminate(items, index, settings)
+print(stages.digest({'found': [records.to_json(o.item) for o in found]}))
+"""
+
+
+def test_another_process_finds_the_same_to_the_last_digit():
+  # Sets of texts have another order there, and sums of floats would show it.
+  found = {
+    subprocess.run(
+      [sys.executable, '-c', _OTHER_PROCESS],
+      env={**os.environ, 'PYTHONHASHSEED': seed, 'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      check=True,
+      text=True,
+    ).stdout
+    for seed in ('1', '2')
+  }
+  assert len(found) == 1
 
 
 def test_benchmarks_are_read_whole_or_not_at_all(tmp_path):

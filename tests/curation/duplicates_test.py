@@ -68,6 +68,17 @@ def test_a_duplicate_of_a_near_duplicate_names_the_one_that_stays():
   assert found[2].detail == 'the statement of i0'
 
 
+def test_what_resembles_only_a_removed_one_stays():
+  # Each is near the one before it, and the last is far from the first.
+  near = LONG.replace('has written a number on each of', 'puts numbers onto')
+  far = near.replace('such that the sums', 'where sums').replace(
+    'differ by at most one', 'are nearly equal to each other'
+  )
+  assert reasons(near, far) == ['', 'near_duplicate']
+  assert reasons(LONG, far) == ['', '']
+  assert reasons(LONG, near, far) == ['', 'near_duplicate', '']
+
+
 def test_different_problems_of_one_id_get_two():
   first, second = outcomes(LONG, 'Prove something else.', ids=['p1', 'p1'])
   assert first.item.item_id == 'p1'

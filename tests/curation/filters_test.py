@@ -110,6 +110,7 @@ def test_short_and_computational_solutions_go():
   assert reason(solution='Trivial by AM-GM.') == 'short_solution'
   steps = ' '.join(f'${n} + {n} = {2 * n}$.' for n in range(60))
   assert reason(solution=f'We get {steps}') == 'computational'
+  assert reason(solution=f'Thus we get {steps}') == 'computational'
   assert reason(solution=f'We get {steps} Therefore it holds. {PROOF}') == ''
 
 

@@ -313,6 +313,10 @@ class TestFigures:
   def test_a_single_point_is_no_figure(self):
     assert score_plots.figures([entry()]) == []
 
+  def test_one_scaffold_alone_can_be_drawn(self):
+    ((_, _, svg),) = score_plots.figures([entry(model='Mine', scaffold='rsa')])
+    assert svg.startswith('<svg')
+
   def test_other_models_have_no_published_points(self):
     entries = [
       entry('a', model='Mine'),
