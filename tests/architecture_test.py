@@ -244,7 +244,7 @@ def test_every_entry_of_the_tables_is_spelt_right():
     ('qed/grading/judge.py', 'from qed.models import hf'),
     ('qed/data/samples.py', 'from qed import cli'),
     ('qed/types.py', 'from qed import config'),
-    ('qed/config.py', 'from qed import data'),
+    ('qed/config/runs.py', 'from qed import data'),
     ('qed/unheard/of.py', ''),
     ('qed/models/deeper/attention.py', 'from qed.algos import losses'),
     ('qed/data/problems.py', 'from . import samples'),

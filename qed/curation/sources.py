@@ -107,15 +107,22 @@ def _read_file(
     report=problems.ReadReport(),
     on_skip=on_skip,
   )
+  last = 'its beginning'
   while True:
     try:
       place, fields = next(rows)
     except StopIteration:
       break
+    except OSError as error:  # A damaged page of a parquet file.
+      raise ValueError(
+        f'{path}: expected rows to its end, got, after {last}: {error}. What '
+        'follows cannot be read; bring the file again.'
+      ) from error
     finally:
       # What was skipped comes before the row that ended the search.
       yield from skipped
       skipped.clear()
+    last = place
     yield Outcome(item=Item(**fields, place=place))
 
 

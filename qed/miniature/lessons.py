@@ -77,7 +77,7 @@ def draw(
 
   Args:
     num_lessons: how many.
-    max_steps: of a chain; all numbers up to it are as frequent.
+    max_steps: of a chain; the fewer, the more frequent.
     max_reviewed_steps: of a chain in the other roles.
     error_rate: of a step.
     seed: decides everything.
@@ -89,6 +89,8 @@ def draw(
     role = roles[rng.integers(len(roles))]
     is_long = role in ('reason', 'summarize')
     size = rng.integers(1, (max_steps if is_long else max_reviewed_steps) + 1)
+    if is_long:  # Copying is learnt on short ones.
+      size = rng.integers(1, size + 1)
     chain = problems.draw(int(size), rng, is_brief=True)
     lesson = _draw_one(role, chain, error_rate, rng)
     if lesson.answer:  # A summary may have nothing to say.

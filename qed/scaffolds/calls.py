@@ -45,7 +45,7 @@ class Event:
 class Setup:
   """What a scaffold runs with; `scaffold` is its own section of the config."""
 
-  scaffold: Any  # Of qed/config.py: RsaConfig, SelfcheckConfig, ...
+  scaffold: Any  # Of qed/config/: RsaConfig, SelfcheckConfig, ...
   sampling: Any  # SamplingConfig: of all calls that name no other.
   budget: Any  # BudgetConfig: of one attempt.
   # How answers are to be read, of all roles or of each: after the think block

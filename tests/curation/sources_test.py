@@ -151,6 +151,22 @@ def test_parquet_holds_the_same(tmp_path):
   assert one.item.origin == other.item.origin
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path):
+  pyarrow = pytest.importorskip('pyarrow')
+  from pyarrow import parquet
+
+  path = tmp_path / 'a.parquet'
+  table = pyarrow.Table.from_pylist([AOPS] * 100)
+  parquet.write_table(table, path, compression='none')
+  whole = path.read_bytes()
+  path.write_bytes(whole[:10] + b'\xff' * 50 + whole[60:])
+  with pytest.raises(ValueError, match=r'a\.parquet: expected rows to its end'):
+    read('aops', path)
+  path.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ValueError, match=r'a\.parquet: expected a parquet file'):
+    read('aops', path)
+
+
 def test_an_odd_year_is_part_of_the_origin(tmp_path):
   row = {**OLYMPIADS, 'year': '2016/17'}
   (outcome,) = read('olympiads', write(tmp_path / 'a.jsonl', row))
