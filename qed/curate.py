@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -62,6 +63,7 @@ from qed.curation import (
   teacher,
 )
 from qed.curation.records import Item
+from qed.data import templates
 from qed.llm import http
 from qed.llm import journal as journals
 from qed.planning import tables
@@ -280,26 +282,35 @@ class _Run:
   async def _write_proofs(self, model: asking.Model) -> None:
     """The teacher's proofs: all, one of each problem, and the unusable."""
     section = self._config.teacher
-    every, unique, unused = [], [], []
     items = stages.read_kept(self._last)
-    with _progress('teacher', self._reports[-1].num_kept) as told:
+    unused = []
+    every = self._folder / 'sft_all.jsonl.making'
+    with (
+      _progress('teacher', self._reports[-1].num_kept) as told,
+      every.open('w', encoding='utf-8', newline='\n') as file,
+    ):
+      num_done = 0
       async for attempts in teacher.distill(items, model, section):
-        used = [a for a in attempts if not a.reason]
-        rows = [
-          a.row(teacher.question(a.item, section)[0].content) for a in used
-        ]
-        every += rows
-        unique += rows[:1]
-        unused += [
-          {'problem_id': a.item.item_id, 'number': a.number, 'reason': a.reason}
-          for a in attempts
-          if a.reason
-        ]
-        told(len(every) + len(unused))
+        for attempt in attempts:
+          if attempt.reason:
+            unused.append(attempt.account())
+            continue
+          prompt = teacher.question(attempt.item, section)[0].content
+          row = json.dumps(attempt.row(prompt), ensure_ascii=False)
+          file.write(f'{row}\n')
+        num_done += 1
+        told(num_done)
     curated.write_rows(self._folder / 'sft_unused.jsonl', unused)
     about = f'Proofs of {section.writer.model}, not filtered by correctness'
-    self._write_output('sft_all', every, f'{about}; several of a problem.')
-    self._write_output('sft_unique', unique, f'{about}; one of each problem.')
+    self._write_output(
+      'sft_all', curated.read_rows(every), f'{about}; several of a problem.'
+    )
+    self._write_output(
+      'sft_unique',
+      curated.first_of_each(curated.read_rows(every)),
+      f'{about}; one of each problem.',
+    )
+    every.unlink()
 
   async def _write_prefixes(
     self, tried: pathlib.Path, model: asking.Model, grade: difficulty.Judge
@@ -409,6 +420,11 @@ def _settings(section: Any) -> dict[str, Any]:
   if writer is not None:
     names = ('base_url', 'model', 'effort', 'sampling')
     values['writer'] = {name: writer[name] for name in names}
+  for name in ('template', 'repair_template', 'prompt'):
+    if name in values:  # The text counts, not only what it is called.
+      slots = {slot: slot for slot in templates.slots(values[name])}
+      text = templates.render(values[name], **slots)
+      values[f'{name}_sha256'] = stages.digest({'text': text})
   return values
 
 

@@ -77,6 +77,23 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> int:
   return count
 
 
+def read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """The rows of a file, one at a time."""
+  with path.open(encoding='utf-8') as file:
+    yield from map(json.loads, file)
+
+
+def first_of_each(
+  rows: Iterable[Mapping[str, Any]],
+) -> Iterator[Mapping[str, Any]]:
+  """The first row of each problem_id."""
+  seen = set()
+  for row in rows:
+    if row['problem_id'] not in seen:
+      seen.add(row['problem_id'])
+      yield row
+
+
 def problems(folder: pathlib.Path) -> tuple[Iterator[dict[str, Any]], str]:
   """The items that a stage kept, in the columns of FineProofs-RL and more."""
   rows = map(_problem_row, stages.read_kept(folder))
@@ -91,7 +108,9 @@ def write_duplicates(folder: pathlib.Path, stage: pathlib.Path) -> None:
     stage: that removed them.
   """
   removed = [
-    row for row in _removed(stage) if row['reason'] == 'near_duplicate'
+    row
+    for row in read_rows(stage / 'removed.jsonl')
+    if row['reason'] == 'near_duplicate'
   ]
   wanted = {row['item']['notes'][duplicates.NAME]['of'] for row in removed}
   kept = {
@@ -134,7 +153,7 @@ def write_review(
   """
   statements = {problem.problem_id: problem.statement for problem in benchmark}
   kept = ((dataclasses.asdict(x), False) for x in stages.read_kept(stage))
-  removed = ((row['item'], True) for row in _removed(stage))
+  removed = ((row['item'], True) for row in read_rows(stage / 'removed.jsonl'))
   rows = [
     _review_row(item, statements, is_removed=is_removed)
     for item, is_removed in itertools.chain(kept, removed)
@@ -165,11 +184,6 @@ def _review_row(
     'how': ': '.join(filter(None, (note['how'], evidence))),
     'is_removed': is_removed,
   }
-
-
-def _removed(stage: pathlib.Path) -> Iterator[dict[str, Any]]:
-  with (stage / 'removed.jsonl').open(encoding='utf-8') as file:
-    yield from map(json.loads, file)
 
 
 def _problem_row(item: Item) -> dict[str, Any]:

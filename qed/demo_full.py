@@ -73,11 +73,7 @@ def run(workdir: pathlib.Path, seed: int, timed: Callable[..., Any]) -> int:
   if code != cli.DONE:
     return code
   found = _summary(workdir)
-  page = report.write(
-    [workdir, *(workdir / f'evaluate-{name}' for name in ('sft', *_TRAINED))],
-    workdir / 'report',
-    32,
-  )
+  page = _report(workdir)
   _plot(found, workdir / 'report')
   _print_tables(found)
   print(f'\n{page}')
@@ -349,6 +345,11 @@ def _difference(compared: Any) -> dict[str, float]:
     'p_value': compared.p_value,
     'n': difference.num_problems,
   }
+
+
+def _report(workdir: pathlib.Path) -> pathlib.Path:
+  evaluated = [workdir / f'evaluate-{name}' for name in ('sft', *_TRAINED)]
+  return report.write([workdir, *evaluated], workdir / 'report', 32)
 
 
 def _plot(found: Mapping[str, Any], folder: pathlib.Path) -> None:

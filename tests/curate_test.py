@@ -326,6 +326,7 @@ def test_the_whole_pipeline_with_models(files, tmp_path):
     'Proof 1 of a teacher.', 'Proof 2 of a teacher.',
   ]  # fmt: skip
   assert len(lines(workdir / 'sft_all.jsonl')) == 4
+  assert lines(workdir / 'sft_unused.jsonl') == []
   (prefix,) = lines(workdir / 'prefixes.jsonl')
   assert prefix['num_successes'] == 2
   assert raw(0)['solution'].startswith(prefix['prefix'])

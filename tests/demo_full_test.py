@@ -1,13 +1,16 @@
 """`qed demo --full`: what is taught is what scaffolds ask, and suffices."""
 
 import asyncio
+import contextlib
+import json
 import pathlib
 import re
 
 import numpy as np
 import pytest
 
-from qed import demo_full, solving
+from qed import cli, demo_full, solving
+from qed.data import problems as files
 from qed.miniature import checker, lessons, problems, teacher
 from tests.scaffolds import scripted
 
@@ -206,3 +209,76 @@ def test_a_long_chain_takes_its_turns(num_steps, num_turns):
     scores.append(checker.score(chain, solution.text))
   assert all(score < 7 for score in scores[: num_turns - 1])
   assert scores[num_turns - 1 :] == [7] * (7 - num_turns)
+
+
+def test_the_summary_has_turns_and_scaffolds_of_all_models(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(demo_full, '_NUM_TURNS', 3)
+  rng = np.random.default_rng(5)
+  for name, sizes in (('held_out', (3,)), ('long', (6, 9))):
+    chains = problems.draw_distinct(4, sizes, rng, is_brief=True)
+    files.write_jsonl(
+      tmp_path / f'{name}.jsonl', [problems.problem(chain) for chain in chains]
+    )
+  (tmp_path / 'seconds.json').write_text('{"sft": 2.0, "turns: rl": 1.0}')
+  for name in ('rl', 'rc'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'evaluations.jsonl').write_text(
+      ''.join(
+        json.dumps({'step': step, 'scores': {'a': [7, 0], 'b': [score, 7]}})
+        + '\n'
+        for step, score in ((0, 0), (40, 7))
+      )
+    )
+
+  @contextlib.asynccontextmanager
+  async def opened(config, *, sampling, workdir):
+    # The one that was trained on states of the cache never errs.
+    errs = noisy(0) if 'rl' in config.path else None
+
+    def respond(asked):
+      if errs and read(asked.text)[0] == 'reason':
+        return errs(asked.text)
+      return answer(asked.text, max_tokens=sampling.max_tokens)
+
+    llm = scripted.Scripted(respond)
+    llm.num_paid = llm.num_recalled = 0
+    yield solving.Opened(
+      llm={'solver': llm},
+      style={'solver': 'thinking'},
+      stop_token_ids=(),
+      identity=config.path,
+      failures=(),
+      bounds=(scripted.Scripted(respond),),
+    )
+
+  monkeypatch.setattr(solving, 'opened', opened)
+  for name in ('rl', 'rc'):
+    runs = demo_full._turns(tmp_path, name)
+    assert demo_full._evaluate(tmp_path, name, runs) == cli.DONE
+  runs = demo_full._scaffolds(tmp_path)
+  assert demo_full._evaluate(tmp_path, 'sft', runs) == cli.DONE
+  found = demo_full._summary(tmp_path)
+  assert json.loads((tmp_path / 'summary.json').read_text()) == found
+  # (7 + 0 + 0 + 7) / 28 at first, (7 + 0 + 7 + 7) / 28 in the end.
+  assert found['sft']['mean'] == pytest.approx(0.5)
+  assert found['grpo']['mean'] == found['rc']['mean'] == pytest.approx(0.75)
+  by_turn = found['turns']['rc']
+  assert [row['mean'] for row in by_turn.values()] == [0, 0.5, 1]
+  assert by_turn['2']['by_steps'] == {'6': 1.0, '9': 0.0}
+  assert by_turn['3']['n'] == 4
+  for turn, row in found['rc_less_rl'].items():
+    expected = by_turn[turn]['mean'] - found['turns']['rl'][turn]['mean']
+    assert row['mean'] == pytest.approx(expected)
+  assert {*found['scaffolds']} == {*solving.SCAFFOLDS}
+  assert all(row['mean'] == 1 for row in found['scaffolds'].values())
+  assert found['seconds'] == 3
+  page = demo_full._report(tmp_path)
+  assert 'turns=3' in page.read_text()
+  demo_full._plot(found, page.parent)
+  for name in ('turns', 'scaffolds'):
+    assert '<svg' in (page.parent / f'{name}.svg').read_text()
+  capsys.readouterr()
+  demo_full._print_tables(found)
+  assert 'nomos' in capsys.readouterr().out

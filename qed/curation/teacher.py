@@ -37,6 +37,14 @@ class Attempt:
   reasoning: str = ''
   proof: str = ''
 
+  def account(self) -> dict[str, Any]:
+    """Why it is not used."""
+    return {
+      'problem_id': self.item.item_id,
+      'number': self.number,
+      'reason': self.reason,
+    }
+
   def row(self, prompt: str) -> dict[str, Any]:
     """The columns of FineProofs-SFT; null where nothing is known.
 

@@ -261,7 +261,13 @@ def test_the_programs_are_those_of_the_runs_sampler():
 
 def test_evaluation_may_need_the_longer_completions():
   mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
-  run = grpo(**{'evaluation.max_tokens': 228})
+  run = grpo(
+    **{
+      'evaluation.max_tokens': 228,
+      'evaluation.paths': ('held_out.jsonl',),
+      'training.eval_interval_steps': 5,
+    }
+  )
   _, found = plan._trace_decoding(run, MODEL, Target, mesh)
   assert found.max_length == 256
 

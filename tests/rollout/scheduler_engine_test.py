@@ -75,9 +75,9 @@ def random_requests(n, *, longest=50):
   ]
 
 
-def same(got, wanted):
+def same(got, wanted, *, atol=1e-5):
   np.testing.assert_array_equal(got.token_ids, wanted.token_ids)
-  np.testing.assert_allclose(got.logprobs, wanted.logprobs, atol=1e-5)
+  np.testing.assert_allclose(got.logprobs, wanted.logprobs, atol=atol)
   assert got.finish_reason == wanted.finish_reason
   assert len(got.token_ids) == len(got.logprobs) == len(got.versions)
 
@@ -212,7 +212,9 @@ def test_a_mesh_of_slots_and_heads_gives_the_same(params, kv_dtype):
   with Scheduler(crowded, placed) as scheduler:
     streams = [scheduler.submit(*x, group=i % 8) for i, x in enumerate(asked)]
     for stream, wanted in zip(streams, expected, strict=True):
-      same(stream.result(SECS), wanted)
+      # Sums over a mesh round otherwise, and a key may round to the next int8.
+      atol = 1e-3 if kv_dtype == 'int8' else 1e-5
+      same(stream.result(SECS), wanted, atol=atol)
     assert scheduler.stats()['retractions_total'] > 0
 
 
@@ -274,9 +276,12 @@ def test_tokens_after_a_swap_follow_the_new_weights(engine, params):
   for x in got:
     assert len(x.token_ids) == 80
     assert (np.diff(x.versions) >= 0).all()
-    assert set(x.versions.tolist()) == {0, 3}
+    # One that was not read yet when the swap came has no old tokens.
+    assert x.versions[-1] == 3
+    assert {*x.versions.tolist()} <= {0, 3}
     is_flat = np.isclose(x.logprobs, -np.log(64), atol=1e-6)
     np.testing.assert_array_equal(is_flat, x.versions == 3)
+  assert any(x.versions[0] == 0 for x in got)
 
 
 def test_weights_may_be_published_twice_in_a_row_and_memory_is_flat(
