@@ -36,7 +36,7 @@ INTERRUPTED = 130
 PROGRAMS = {
   'demo': (
     'qed.demo:main',
-    'the recipe in miniature, as far as it is built',
+    'the recipe in miniature, on two CPU cores',
   ),
   'import': (
     'qed.hub:import_main',

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
   flags.DEFINE_bool(
     'full',
     False,
-    'reasoning cache and scaffolds, too: about 25 minutes',
+    'an experiment that has not come out yet: reasoning cache and scaffolds',
     flag_values=values,
   )
   flags.DEFINE_integer(

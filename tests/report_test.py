@@ -102,6 +102,21 @@ class Page(html.parser.HTMLParser):
     self.data += data if self._in_data else ''
 
 
+def test_the_step_that_compiles_does_not_hide_the_others():
+  panel = plots.Panel(
+    title='', unit='', names=('secs/train',), skips_first=True
+  )
+  steps = {3: 90.0, 4: 1.0, 5: 1.5}
+  drawn, alone = (
+    plots.draw(
+      panel,
+      {'run': {n: {'secs/train': secs} for n, secs in chosen.items()}},
+    )
+    for chosen in (steps, {3: 0.0, 4: 1.0, 5: 1.5})
+  )
+  assert drawn == alone
+
+
 def test_a_page_holds_the_groups_and_runs_nothing_that_they_contain(run_dir):
   assert report.main(['qed report', str(run_dir)]) == cli.DONE
   text = (run_dir / 'report/index.html').read_text(encoding='utf-8')

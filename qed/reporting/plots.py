@@ -33,6 +33,7 @@ class Panel:
   names: tuple[str, ...]
   note: str = ''
   logarithmic: bool = False
+  skips_first: bool = False  # Step of a run, which compiles.
 
 
 # In the order of the page. A panel without data is left out.
@@ -72,6 +73,8 @@ PANELS = (
     title='Time of a step by stage',
     unit='seconds',
     names=('secs/*', 'time/step_secs'),
+    note='Without the first step, which compiles.',
+    skips_first=True,
   ),
   Panel(title='Idle', unit='share of the time', names=('idle/*',)),
   Panel(
@@ -130,6 +133,7 @@ def draw(panel: Panel, runs: Mapping[str, Metrics]) -> str | None:
         for step, values in metrics.items()
         if math.isfinite(values.get(name, math.nan))
         and (values[name] > 0 or not panel.logarithmic)
+        and not (panel.skips_first and step == min(metrics))
       ]
       if points:
         label = name if len(runs) == 1 else f'{run}: {name}'
