@@ -8,9 +8,9 @@ lessons.py) -> demonstrations in every role of a scaffold -> `qed sft` ->
 to six turns, on problems that are too long for one completion -> every scaffold
 with the same budget of tokens on problems that are not.
 
-The teacher can all of it, and a scripted model that errs like it gains by every
-scaffold (tests/demo_full_test.py). The tiny model has not learnt these roles yet,
-and no run has come to its end: see LOG.md before you wait for one.
+The teacher can do all of it, and so can a scripted model (tests/
+demo_full_test.py). The tiny one has not learnt these roles yet, and no run has
+come to its end: see LOG.md before you wait for one.
 """
 
 from __future__ import annotations
