@@ -15,8 +15,6 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -750,46 +748,3 @@ def write_chains(folder):
     tokenizer_dir=folder / 'tokenizer',
   )
   return folder
-
-
-# Killed for real: processes of their own.
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('max_lag', [0, 2])
-@pytest.mark.parametrize('seed', range(3))
-def test_sigkill_at_any_moment_costs_no_prompt(
-  cache, tiny, tmp_path, straight, max_lag, seed
-):
-  """SIGKILL and SIGTERM after random times, until the run is complete."""
-  chance = random.Random(seed)
-  script = tmp_path / 'run.py'
-  script.write_text(
-    'import pathlib, sys\n'
-    'from tests import grpo_test\n'
-    'import jax\n'
-    f'jax.config.update("jax_compilation_cache_dir", {cache!r})\n'
-    'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)\n'
-    'jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)\n'
-    f'tiny = pathlib.Path({str(tiny)!r})\n'
-    f'sys.exit(grpo_test.train(tiny, {str(tmp_path / "run")!r}, '
-    f'**{{"rollout.max_lag": {max_lag}}}))\n'
-  )
-  environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
-  for attempt in range(12):
-    process = subprocess.Popen([sys.executable, script], env=environment)
-    patience = 300 if attempt >= 8 else chance.uniform(3, 8)
-    try:
-      code = process.wait(timeout=patience)
-    except subprocess.TimeoutExpired:
-      process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
-      code = process.wait(timeout=60)
-    assert code in (cli.DONE, cli.RESTART, -signal.SIGKILL, -signal.SIGTERM)
-    if code == cli.DONE:
-      break
-  assert code == cli.DONE
-  used = [g for step in batches(tmp_path / 'run').values() for g in step]
-  assert len(used) == len({*used}) == 2 * NUM_STEPS
-  assert_ledger_closes(tmp_path / 'run')
-  if max_lag == 0:
-    assert_same_run(tmp_path / 'run', straight)
