@@ -32,6 +32,7 @@ _SLOT = re.compile(r'\{\{([a-z][a-z0-9_]*)\}\}')
 _NAME = re.compile(r'[A-Za-z0-9_-]+')
 _LABEL = re.compile(r'[a-z]+')
 _CODE = r'[0-9a-f]{12}'
+_FENCE_START = re.compile(rf'<([a-z]+-{_CODE})>')
 # Opening brackets of tags that a judge writes, of markers, and of the control
 # tokens of the usual chat formats. Wider than what any reader of verdicts
 # accepts: white space and letters of any alphabet count here.
@@ -150,6 +151,23 @@ def unfence(label: str, text: str) -> str:
     f'expected a text between <{label}-...> and </{label}-...>, got '
     f'{text[:60]!r}...'
   )
+
+
+def outside_fences(text: str) -> str:
+  """Returns a text without what stands fenced in it: what its author says."""
+  kept, position, unclosed = [], 0, set()
+  for opening in _FENCE_START.finditer(text):
+    # What begins inside a fence belongs to it.
+    if opening.start() < position or opening[1] in unclosed:
+      continue
+    closing = f'</{opening[1]}>'
+    end = text.find(closing, opening.end())
+    if end < 0:
+      unclosed.add(opening[1])
+      continue
+    kept.append(text[position : opening.start()])
+    position = end + len(closing)
+  return '\n'.join([*kept, text[position:]])
 
 
 def _code(label: str, text: str) -> str:

@@ -13,6 +13,8 @@ import dataclasses
 import re
 from collections.abc import Collection
 
+from qed.data import templates
+
 MAX_SCORE = 7
 
 # ASCII alone: 'ſ' is no s here, and '٣' is no digit.
@@ -23,7 +25,6 @@ _NUMBER = re.compile(
   r'\s*([+-]?\d{1,9})(?:\.(\d{0,9}))?\s*(?:/\s*(\d{1,9})(?:\.0{0,9})?\s*)?',
   re.ASCII,
 )
-_ECHO_START = re.compile(r'<([a-z]+-[0-9a-f]{12})>')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def verdict(
   """
   if not isinstance(text, str) or not text.strip():
     return Verdict(None, 'the reply is empty')
-  outside = _without_echoes(text)
+  outside = templates.outside_fences(text)
   numbers = _numbers(outside)
   if not numbers:
     return Verdict(None, _why_none(text, outside))
@@ -76,23 +77,6 @@ def _numbers(text: str) -> list[re.Match[str]]:
   """The contents of the score tags that are numbers, in order."""
   contents = (_NUMBER.fullmatch(tag[1]) for tag in _TAG.finditer(text))
   return [content for content in contents if content]
-
-
-def _without_echoes(text: str) -> str:
-  """The text without what stands between the two markers of a fence."""
-  kept, position, unclosed = [], 0, set()
-  for opening in _ECHO_START.finditer(text):
-    # What begins inside an echo belongs to it.
-    if opening.start() < position or opening[1] in unclosed:
-      continue
-    closing = f'</{opening[1]}>'
-    end = text.find(closing, opening.end())
-    if end < 0:
-      unclosed.add(opening[1])
-      continue
-    kept.append(text[position : opening.start()])
-    position = end + len(closing)
-  return '\n'.join([*kept, text[position:]])
 
 
 def _why_none(text: str, outside: str) -> str:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
+from qed.data import templates
+
 # ASCII alone: '٣' is no digit.
 _CHOICE = re.compile(
   r'<\s*verdict\s*>\s*([a-z0-9]{1,16})\s*<\s*/\s*verdict\s*>',
@@ -33,7 +35,6 @@ _NUMBER = re.compile(
 _KEEP = re.compile(
   r'<\s*keep\s*>([\d\s,;[\]]*)<\s*/\s*keep\s*>', re.IGNORECASE | re.ASCII
 )
-_FENCE_START = re.compile(r'<([a-z]+-[0-9a-f]{12})>')
 _HEADING = re.compile(
   r'^[ \t]{0,3}(?:#{1,6}[ \t]+|\*\*)(.{1,80}?)[ \t:#*]*$', re.MULTILINE
 )
@@ -47,7 +48,7 @@ def choice(text: str, options: Collection[str]) -> str | None:
     text: a reply.
     options: of which a verdict must be one, whatever its case.
   """
-  found = _CHOICE.findall(outside_fences(text))
+  found = _CHOICE.findall(templates.outside_fences(text))
   by_name = {option.lower(): option for option in options}
   return by_name.get(found[-1].lower()) if found else None
 
@@ -62,7 +63,7 @@ def number(text: str, allowed: Collection[float]) -> float | None:
     text: a reply.
     allowed: of which a verdict must be one.
   """
-  found = _NUMBER.findall(outside_fences(text))
+  found = _NUMBER.findall(templates.outside_fences(text))
   if not found:
     return None
   value, divisor, largest = float(found[-1][0]), found[-1][1], max(allowed)
@@ -83,7 +84,7 @@ def keep(text: str, size: int) -> tuple[int, ...] | None:
     text: a reply.
     size: how many there are to keep: 1 to `size` may be named.
   """
-  found = _KEEP.findall(outside_fences(text))
+  found = _KEEP.findall(templates.outside_fences(text))
   places = {str(place + 1): place for place in range(size)}
   numbers = re.findall(r'[0-9]+', found[-1]) if found else []
   if not numbers or not set(numbers) <= set(places):
@@ -116,23 +117,6 @@ def section(
   ends = [line.start() for name, line in names if name in map(_fold, until)]
   end = min((end for end in ends if end >= starts[-1]), default=len(text))
   return text[starts[-1] : end].strip() or None
-
-
-def outside_fences(text: str) -> str:
-  """The text without what stands between the two markers of a fence."""
-  kept, position, unclosed = [], 0, set()
-  for opening in _FENCE_START.finditer(text):
-    # What begins inside a fence belongs to it.
-    if opening.start() < position or opening[1] in unclosed:
-      continue
-    closing = f'</{opening[1]}>'
-    end = text.find(closing, opening.end())
-    if end < 0:
-      unclosed.add(opening[1])
-      continue
-    kept.append(text[position : opening.start()])
-    position = end + len(closing)
-  return '\n'.join([*kept, text[position:]])
 
 
 def _fold(heading: str) -> str:

@@ -212,7 +212,7 @@ def test_what_is_quoted_from_a_fence_does_not_count():
   # A marker that is never closed hides nothing.
   opening = fenced.partition('>')[0] + '>'
   assert parsing.choice(f'{opening} {said}', AB) == 'A'
-  assert parsing.outside_fences('<proof-0> x') == '<proof-0> x'
+  assert templates.outside_fences('<proof-0> x') == '<proof-0> x'
 
 
 def test_a_fence_within_a_fence_does_not_end_it():
