@@ -17,9 +17,8 @@ plain policy gradient, as if the rollouts had been drawn by the trainer's
 weights. Without a lag the two are the same, and it is run once.
 
 The figure is the mean score / 7 on the held-out problems, with the demo's 95 %
-bootstrap interval over problems. The shape to compare with is that of AReaL
-(arXiv 2505.24298, figure 5): a small lag costs nothing, a long one needs the
-correction.
+bootstrap interval over problems. Compare the shape with AReaL's ablation, in
+which more than a small lag needs a correction.
 """
 
 import argparse
