@@ -5,11 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JETSTREAM := .venv-jetstream
-SOURCES := qed experiments bench tests setup.py
+XMANAGER := .venv-xm
+SOURCES := qed experiments launch bench tests setup.py
 # pytest-xdist workers; each holds jax with 8 simulated devices.
 WORKERS ?= 2
 
-.PHONY: demo test test-all test-parity test-jetstream format lint lock clean
+.PHONY: demo test test-all test-parity test-jetstream test-xmanager format lint \
+  lock clean
 
 $(VENV)/.installed: requirements.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -30,6 +32,13 @@ $(JETSTREAM)/.installed: requirements.txt setup.py $(VENV)/.installed
 	$(JETSTREAM)/bin/python -m pip install --quiet --editable '.[jetstream]'
 	@touch $@
 
+# Its own environment: XManager's protobuf is older than ours. 2 GB in all.
+$(XMANAGER)/.installed: requirements.txt setup.py $(VENV)/.installed
+	$(PYTHON) -m venv $(XMANAGER)
+	$(XMANAGER)/bin/python -m pip install --quiet --no-deps -r requirements.txt
+	$(XMANAGER)/bin/python -m pip install --quiet --editable '.[xm]'
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/qed demo
 
@@ -44,6 +53,9 @@ test-parity: $(VENV)/.parity
 
 test-jetstream: $(JETSTREAM)/.installed
 	$(BIN)/python -m pytest tests/rollout/jetstream_test.py
+
+test-xmanager: $(XMANAGER)/.installed
+	$(XMANAGER)/bin/python -m pytest tests/launch/xmanager_test.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)
@@ -60,4 +72,4 @@ lock: $(VENV)/.installed
 	  --output-file requirements.txt
 
 clean:
-	rm -rf $(VENV) $(JETSTREAM) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(JETSTREAM) $(XMANAGER) .pytest_cache .ruff_cache

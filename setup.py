@@ -24,6 +24,7 @@ CORE = [
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8',
   'protobuf>=6',
+  'pyyaml>=6',
   'rapidfuzz>=3.14',
   'rich>=14',
   'safetensors>=0.8',
@@ -39,6 +40,7 @@ EXTRAS = {
   'cuda': ['jax[cuda12]'],
   'dev': [
     'hypothesis>=6.150',
+    'kubeflow-trainer-api==2.3.0',
     'pyarrow>=20',
     'pytest>=9',
     'pytest-asyncio>=1.3',

@@ -144,8 +144,8 @@ async def open_grader(run):
   from qed import preparation
   from qed.types import Grade
 
-  async def grade(problem, completion, max_tokens):
-    del problem, max_tokens
+  async def grade(problem, completion, max_tokens, prefix):
+    del problem, max_tokens, prefix
     score = 7 * int(completion.token_ids.sum() % 2)
     grade = Grade(score=score, status='ok', feedback='', judge='', usage={})
     return grade, score / 7

@@ -96,6 +96,8 @@ def grpo() -> ConfigDict:
   config.rollout = dict(
     problems_per_step=64,
     states_per_problem=0,
+    guided_per_problem=0,
+    unguided_per_problem=1,
     group_size=16,  # 2 to 3 % of the problems are then left without a success.
     max_lag=5,  # The paper's bound; the released configuration has none.
     driver='scheduler',
@@ -105,6 +107,7 @@ def grpo() -> ConfigDict:
     zero_signal='keep',  # As published: they still have the entropy bonus.
     mask_truncated=False,
   )
+  config.guidance = dict(paths=(), prompt='guided', pass_score=6)
   config.cache = _reasoning_cache()
   config.summarizer = dict(
     source='policy',

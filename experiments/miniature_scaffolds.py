@@ -55,7 +55,7 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'sampling.temperature': 1.0,
       'sampling.top_p': 1.0,
       'sampling.top_k': 0,
-      'sampling.max_tokens': 48,
+      'sampling.max_tokens': 44,
       # About thirty completions.
       'budget.max_tokens': 1_200,
       'benchmark.name': 'own_proofs',

@@ -14,21 +14,34 @@ from ml_collections import ConfigDict
 
 from experiments import base
 
+_ROLES = {
+  'data.chat_style': 'thinking',
+  'data.prompt': '{{problem}}\n',
+  'data.max_tokens': 192,
+  # Reasoning about many steps is learnt as far as it goes.
+  'data.overlong': 'truncate',
+  'packing.num_rows': 4,
+  'packing.row_length': 320,
+  'packing.microbatch_counts': (1, 2, 3, 4),
+}
 ARMS = {
   'baseline': {},
   'low_lr': {'optim.peak_lr': 1e-3},
-  # Of `qed demo --full`: reasoning, and what scaffolds ask for.
-  'roles': {
+  # Of `qed demo --full`: reasoning about short chains, which jumps as above,
+  'short_chains': {
+    **_ROLES,
     'model.path': 'runs/demo-full/model',
+    'data.paths': ('runs/demo-full/traces-first.jsonl',),
+    'training.total_steps': 1_000,
+  },
+  # and then about long ones, and all that scaffolds ask for.
+  'roles': {
+    **_ROLES,
+    'model.path': 'runs/demo-full/sft-first/checkpoints',
     'data.paths': ('runs/demo-full/traces.jsonl',),
-    'data.chat_style': 'thinking',
-    'data.prompt': '{{problem}}\n',
     'data.samples_per_step': 12,
-    'data.max_tokens': 192,
-    # Reasoning about many steps is learnt as far as it goes.
-    'data.overlong': 'truncate',
-    'packing.num_rows': 4,
-    'packing.row_length': 320,
+    'optim.peak_lr': 3e-3,
+    'training.total_steps': 2_400,
   },
 }
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
   import asyncio
 
 DONE = 0
+BUG = 1  # The code of an error that goes through.
 USAGE = 2
 RESTART = 42  # The state is saved; the same command goes on from there.
 INTERRUPTED = 130

@@ -17,7 +17,8 @@ DIR/duplicates.html      what resembles another problem, side by side with it
 DIR/problems.jsonl       the problems, for `qed grpo`
 DIR/sft_unique.jsonl     a teacher's proof of each, for `qed sft`
 DIR/sft_all.jsonl        all of its proofs
-DIR/prefixes.jsonl       how much of a proof the unsolved ones need
+DIR/unsolved.jsonl       problems that the base model never solves
+DIR/prefixes.jsonl       how much of a proof it needs to solve them
 DIR/*.card.json, .md     of each of these: sources, licenses, counts, bounds
 DIR/difficulty.png       how hard the problems are, before and after the choice
 DIR/summary.json         the counts of all stages
@@ -317,15 +318,21 @@ class _Run:
   ) -> None:
     """How much of a proof those problems need that were never solved."""
     config = self._config
-    unsolved = (
-      item
-      for item in stages.read_kept(tried)
-      if not item.notes[difficulty.NAME]['pass_rate'] and item.solution
+
+    def unsolved():
+      for item in stages.read_kept(tried):
+        if not item.notes[difficulty.NAME]['pass_rate'] and item.solution:
+          yield item
+
+    self._write_output(
+      'unsolved',
+      map(curated.problem_row, unsolved()),
+      'Problems that were never solved, but have a proof.',
     )
     found = []
     with _progress('prefixes', None) as told:
       async for prefix in prefixes.choose(
-        unsolved,
+        unsolved(),
         model,
         grade,
         config.prefixes,

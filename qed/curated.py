@@ -96,7 +96,7 @@ def first_of_each(
 
 def problems(folder: pathlib.Path) -> tuple[Iterator[dict[str, Any]], str]:
   """The items that a stage kept, in the columns of FineProofs-RL and more."""
-  rows = map(_problem_row, stages.read_kept(folder))
+  rows = map(problem_row, stages.read_kept(folder))
   return rows, 'Problems for reinforcement learning.'
 
 
@@ -186,7 +186,8 @@ def _review_row(
   }
 
 
-def _problem_row(item: Item) -> dict[str, Any]:
+def problem_row(item: Item) -> dict[str, Any]:
+  """An item in the columns of FineProofs-RL and more."""
   rewards = [score / difficulty.MAX_SCORE for score in item.scores]
   return {
     'problem_id': item.item_id,

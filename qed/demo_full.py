@@ -2,15 +2,11 @@
 
   qed demo --full [--workdir=runs/demo-full] [--seed=0]
 
-Chains whose reasoning is long and whose proofs are short (qed/miniature/
-lessons.py) -> demonstrations in every role of a scaffold -> `qed sft` ->
-`qed grpo` from problems, and from states of a reasoning cache -> both, with one
-to six turns, on problems that are too long for one completion -> every scaffold
-with the same budget of tokens on problems that are not.
-
-The teacher can do all of it, and so can a scripted model (tests/
-demo_full_test.py). The tiny one has not learnt these roles yet, and no run has
-come to its end: see LOG.md before you wait for one.
+Chains whose reasoning is long and whose proofs are a line (qed/miniature/
+lessons.py) -> `qed sft` on short chains, then on demonstrations in every role
+of a scaffold -> every scaffold with the same budget of tokens, on problems that
+fit in a completion -> `qed grpo` from problems, and from states of a reasoning
+cache -> both, with one to six turns, on problems that are too long for one.
 """
 
 from __future__ import annotations
@@ -22,18 +18,23 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from absl import app
+
 from qed import cli, config, demo, evaluate, grpo, report, sft, solving
 from qed.config import EvaluateRunConfig
 
-_NUM_LESSONS = 24_000
+_NUM_FIRST_LESSONS, _NUM_LESSONS = 14_000, 30_000
 _NUM_PRACTICE, _NUM_HELD_OUT, _NUM_LONG = 1_200, 48, 48
 # A completion has room to reason about four steps, or about three with the
 # proof; so the long ones take two, three and four turns.
-_MAX_STEPS, _MAX_REVIEWED_STEPS = 12, 3
+_MAX_FIRST_STEPS, _MAX_STEPS, _MAX_REVIEWED_STEPS = 3, 12, 3
 _PRACTICE_STEPS = (2, 3, 5, 6, 8, 9)
 _HELD_OUT_STEPS, _LONG_STEPS = (3,), (6, 9, 12)
 _NUM_TURNS = 6
-_ERROR_RATE = 0.2  # Of a step of the teacher.
+_ERROR_RATE = 0.1  # Of a step of the teacher.
+# Of the SFT model, in one completion. Below it, it has not learnt how problem
+# and proof hang together, and nothing that follows has a signal.
+_MIN_SCORE = 0.1
 _MAX_VOCAB_SIZE = 540
 # Those that are trained from the SFT model: what each practises on, by arm.
 _TRAINED = {'rl': 'miniature_rc.py:plain', 'rc': 'miniature_rc.py'}
@@ -63,19 +64,19 @@ def run(workdir: pathlib.Path, seed: int, timed: Callable[..., Any]) -> int:
   """
   if not (workdir / 'traces.jsonl').exists():
     timed('lessons and a random model', _write_material, workdir, seed)
-  code = timed('sft', _sft, workdir, seed)
-  for name in _TRAINED:
-    if code == cli.DONE:
-      code = timed(f'grpo: {name}', _grpo, workdir, name, seed)
-  for name in _TRAINED:
-    if code == cli.DONE:
-      runs = _turns(workdir, name)
-      code = timed(f'turns: {name}', _evaluate, workdir, name, runs)
-  if code == cli.DONE:
-    runs = _scaffolds(workdir)
-    code = timed('scaffolds', _evaluate, workdir, 'sft', runs)
-  if code != cli.DONE:
-    return code
+  stages = [
+    ('sft: short chains', _sft, 'sft-first', seed),
+    ('sft: all roles', _sft, 'sft', seed),
+    ('scaffolds', _evaluate, 'sft', _scaffolds),
+    *((f'grpo: {name}', _grpo, name, seed) for name in _TRAINED),
+    *((f'turns: {name}', _evaluate, name, _turns) for name in _TRAINED),
+  ]
+  for stage, function, *arguments in stages:
+    code = timed(stage, function, workdir, *arguments)
+    if code != cli.DONE:
+      return code
+    if stage == 'scaffolds':
+      _check_signal(workdir)
   found = _summary(workdir)
   page = _report(workdir)
   _plot(found, workdir / 'report')
@@ -110,27 +111,38 @@ def _write_material(workdir: pathlib.Path, seed: int) -> None:
       workdir / f'{name}.jsonl', [problems.problem(chain) for chain in chains]
     )
   scaffolds = _config('sft', workdir, {}).scaffolds
-  traces = [
-    _trace(chain, lesson, scaffolds)
-    for chain, lesson in lessons.draw(
-      _NUM_LESSONS,
-      max_steps=_MAX_STEPS,
+
+  def demonstrations(number, **settings):
+    drawn = lessons.draw(
+      number,
       max_reviewed_steps=_MAX_REVIEWED_STEPS,
       error_rate=_ERROR_RATE,
       seed=seed,
+      **settings,
     )
-    if chain not in held_out
-  ]
+    return [
+      _trace(chain, lesson, scaffolds)
+      for chain, lesson in drawn
+      if chain not in held_out
+    ]
+
+  first = demonstrations(
+    _NUM_FIRST_LESSONS, shares=lessons.FIRST, max_steps=_MAX_FIRST_STEPS
+  )
+  traces = demonstrations(
+    _NUM_LESSONS, shares=lessons.ALL, max_steps=_MAX_STEPS
+  )
   demo.write_model(
     workdir,
     [
       f'{trace.prompt_messages[0].content}\n{trace.reasoning}\n{trace.proof}'
-      for trace in traces[::20]
+      for trace in [*first, *traces][::40]
     ],
     seed=seed,
     max_vocab_size=_MAX_VOCAB_SIZE,
     mixes_scripts=True,
   )
+  files.write_jsonl(workdir / 'traces-first.jsonl', first)
   files.write_jsonl(workdir / 'traces.jsonl', traces)
 
 
@@ -164,15 +176,19 @@ def _trace(chain, lesson, scaffolds: Any):
 # What learns.
 
 
-def _sft(workdir: pathlib.Path, seed: int) -> int:
+def _sft(workdir: pathlib.Path, name: str, seed: int) -> int:
+  arm, source, traces = {
+    'sft-first': ('short_chains', 'model', 'traces-first.jsonl'),
+    'sft': ('roles', 'sft-first/checkpoints', 'traces.jsonl'),
+  }[name]
   return sft.main(
     [
       'qed sft',
-      f'--config={demo.EXPERIMENTS / "miniature_sft.py"}:roles',
-      f'--config.model.path={workdir / "model"}',
-      f'--config.data.paths={workdir / "traces.jsonl"}',
+      f'--config={demo.EXPERIMENTS / "miniature_sft.py"}:{arm}',
+      f'--config.model.path={workdir / source}',
+      f'--config.data.paths={workdir / traces}',
       f'--config.training.seed={seed}',
-      f'--workdir={workdir / "sft"}',
+      f'--workdir={workdir / name}',
     ]
   )
 
@@ -233,25 +249,42 @@ def _turns(workdir: pathlib.Path, name: str) -> dict[str, EvaluateRunConfig]:
   }
 
 
-def _scaffolds(workdir: pathlib.Path) -> dict[str, EvaluateRunConfig]:
+def _scaffolds(
+  workdir: pathlib.Path, name: str
+) -> dict[str, EvaluateRunConfig]:
   """All scaffolds, on problems that fit in a completion.
 
   They are given the SFT model: after reinforcement learning there is little
   left to gain on these.
   """
   return {
-    name: _config('sft', workdir, {'scaffold': name})
-    for name in solving.SCAFFOLDS
+    scaffold: _config(name, workdir, {'scaffold': scaffold})
+    for scaffold in solving.SCAFFOLDS
   }
 
 
+def _check_signal(workdir: pathlib.Path) -> None:
+  """Stops here if there is nothing that could be made better."""
+  found = _row(_entry(workdir, 'evaluate-sft', 'single'))
+  if found['mean'] < _MIN_SCORE:
+    raise app.UsageError(
+      f'after SFT the mean score is {found["mean"]:.3f} of 1 on problems that '
+      f'fit in a completion, and {_MIN_SCORE} is the least that reinforcement '
+      'learning can go on from: the model is still on its plateau. What would '
+      'do: another --seed with another --workdir, or more steps in '
+      'experiments/miniature_sft.py (short_chains)'
+    )
+
+
 def _evaluate(
-  workdir: pathlib.Path, name: str, runs: Mapping[str, EvaluateRunConfig]
+  workdir: pathlib.Path,
+  name: str,
+  runs_of: Callable[[pathlib.Path, str], dict[str, EvaluateRunConfig]],
 ) -> int:
   """Evaluates one model in many ways, each in a run directory of its own."""
   from qed.miniature import judge_server
 
-  folder = workdir / f'evaluate-{name}'
+  folder, runs = workdir / f'evaluate-{name}', runs_of(workdir, name)
   first = next(iter(runs.values()))
 
   async def measure_all(judge_url: str) -> int:
@@ -286,14 +319,10 @@ def _summary(workdir: pathlib.Path) -> dict[str, Any]:
   from qed.evals import summary
   from qed.training import rundir
 
-  def entry(*names: str) -> dict[str, Any]:
-    path = workdir.joinpath(*names, 'summary.json')
-    return json.loads(path.read_text(encoding='utf-8'))['evaluations'][0]
-
   trained = {name: held_out.on_file(workdir / name) for name in _TRAINED}
   turns = {
     name: {
-      str(turn): entry(f'evaluate-{name}', f'turns={turn}')
+      str(turn): _entry(workdir, f'evaluate-{name}', f'turns={turn}')
       for turn in range(1, _NUM_TURNS + 1)
     }
     for name in _TRAINED
@@ -312,13 +341,20 @@ def _summary(workdir: pathlib.Path) -> dict[str, Any]:
       for turn in turns['rc']
     },
     'scaffolds': {
-      name: _row(entry('evaluate-sft', name)) for name in solving.SCAFFOLDS
+      name: _row(_entry(workdir, 'evaluate-sft', name))
+      for name in solving.SCAFFOLDS
     },
     'seconds': sum(secs.values()),
     'stage_seconds': secs,
   }
   rundir.write_json(workdir / 'summary.json', found)
   return found
+
+
+def _entry(workdir: pathlib.Path, *names: str) -> dict[str, Any]:
+  """What an evaluation found."""
+  path = workdir.joinpath(*names, 'summary.json')
+  return json.loads(path.read_text(encoding='utf-8'))['evaluations'][0]
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ r"""Reinforcement learning on proofs that a judge grades.
   groups -> advantages -> samples -> packed batch -> step             trainer
   weights of the step -> samplers                                     publisher
 
-With rollout.states_per_problem, prompts have summaries of earlier turns (a
-reasoning cache; rollout/states.py), and states.jsonl has every turn.
+With guidance.paths, some groups go on from the beginning of a proof (POPE;
+rollout/guided.py). With rollout.states_per_problem, prompts have summaries of
+earlier turns (a reasoning cache; rollout/states.py), and states.jsonl has every
+turn.
 
 The three run at the same time. How far sampling may run ahead of training is
 rollout.max_lag: 0 makes them take turns, and then a run that was interrupted
@@ -37,29 +39,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from qed import cli, held_out, preparation, startup, unrolling
 from qed.config import GrpoConfig
 from qed.preparation import Account, Grader, Run
-from qed.rollout import groups, health, lines, prompts
+from qed.rollout import groups, guided, health, lines, prompts
 from qed.rollout.collector import Collector, Plan
 from qed.rollout.health import HealthError
 from qed.rollout.journal import Journal
 from qed.rollout.stages import Stages
-from qed.types import SamplingParams, TrainState
+from qed.types import SamplingParams
 
 # jax takes seconds to import, and a wrong config is to be told in one.
 if TYPE_CHECKING:
-  from qed.policy import Update
+  from qed.policy import Trainer, Update
   from qed.samplers import Sampler
-  from qed.training.checkpoints import Checkpointer
   from qed.training.metrics import Progress, Writer
-  from qed.training.processes import Preemption
 
-_Result = TypeVar('_Result')
 # (run, weights, their version) -> what draws with them; a context.
 OpenSampler = Callable[[Run, Any, int], AbstractAsyncContextManager['Sampler']]
 OpenGrader = Callable[[Run], AbstractAsyncContextManager[Grader]]
@@ -86,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     ('problems.tokenizer', config.problems.tokenizer),
     ('summarizer.path', config.summarizer.path),
     *(('problems.paths', path) for path in config.problems.paths),
+    *(('guidance.paths', path) for path in config.guidance.paths),
     *(('evaluation.paths', path) for path in config.evaluation.paths),
   )
   workdir = values['workdir'].value
@@ -119,11 +119,12 @@ def train(
       does not fit what is in the run directory.
     HealthError: the run should not go on as it is; its state is saved.
   """
-  from qed import samplers
-  from qed.training import checkpoints, processes, rundir
+  from qed import gang, policy, samplers
+  from qed.learner import Learner
+  from qed.training import checkpoints, processes
 
   processes.initialize()
-  with startup.user_errors():
+  with startup.leaving_at_once(), startup.user_errors():
     run = preparation.prepare(config, pathlib.Path(workdir))
     checkpointer = checkpoints.Checkpointer(
       run.workdir / 'checkpoints', keep=config.training.max_checkpoints
@@ -134,41 +135,28 @@ def train(
       Account,
       data_digest=prompts.digest(run.practice),
       field='problems.paths',
-      say=print,
     )
-  with (
-    contextlib.closing(checkpointer),
-    contextlib.closing(Journal(run.workdir / 'rollouts.jsonl')) as journal,
-    processes.Preemption() as preemption,
-  ):
-    loop = Loop(
-      run,
-      state,
-      account,
-      journal=journal,
-      checkpointer=checkpointer,
-      preemption=preemption,
-    )
+    learner = Learner(run, state, checkpointer)
+  with processes.Preemption() as preemption:
+    if not processes.is_first():
+      return gang.follow(learner, preemption)
+    crew = gang.Gang(learner, preemption)
+    trainer = policy.Trainer(config, run.model, crew, num_done=int(state.step))
+    loop = Loop(run, trainer, account, is_preempted=crew.is_preempted)
+    code = cli.BUG
     try:
-      asyncio.run(
-        loop.run(
-          open_sampler or samplers.open_sampler,
-          open_grader or preparation.open_judge,
-        )
+      code = loop.start(
+        open_sampler or samplers.open_sampler,
+        open_grader or preparation.open_judge,
       )
-    except StallError as error:
-      print(f'stopped, since {error}')
-  done = loop.trainer.num_done
-  if done < config.training.total_steps:
-    print(
-      f'{done} of {config.training.total_steps} steps are done and saved; '
-      'the same command goes on from here'
-    )
-    return cli.RESTART
-  summary = {'steps': done, **loop.summary()}
-  rundir.write_json(run.workdir / 'summary.json', summary)
-  print(f'complete: {summary}')
-  return cli.DONE
+    except HealthError:
+      code = cli.USAGE
+      raise
+    finally:
+      crew.dismiss(code)
+  if code == cli.DONE:
+    loop.write_summary()
+  return code
 
 
 class Loop:
@@ -177,20 +165,14 @@ class Loop:
   def __init__(
     self,
     run: Run,
-    state: TrainState,
+    trainer: Trainer,
     account: Account,
     *,
-    journal: Journal,
-    checkpointer: Checkpointer,
-    preemption: Preemption,
+    is_preempted: Callable[[], bool],
   ):
-    """Takes over the state; nothing begins before `run`."""
-    from qed.policy import Trainer
-
+    """Takes over the trainer; nothing begins before `start`."""
     self._run, self._account = run, account
-    self._journal, self._checkpointer = journal, checkpointer
-    self._preemption = preemption
-    self.trainer = Trainer(run.config, run.model, run.tx, run.mesh, state)
+    self._trainer, self._is_preempted = trainer, is_preempted
     limits = run.config.health
     self._limits = health.Limits(
       max_mismatch=limits.max_mismatch,
@@ -208,55 +190,92 @@ class Loop:
     self._stop = asyncio.Event()
     self._unpublished: tuple[int, Any] | None = None
     self._has_unpublished = asyncio.Event()
-    self._in_effect = self.trainer.num_done  # Version that samplers draw with.
+    self._in_effect = trainer.num_done  # Version that samplers draw with.
     self._is_in_effect = asyncio.Event()
     self._evaluation: asyncio.Task | None = None
     self._evaluated: dict[str, float] = {}
 
-  async def run(
-    self, open_sampler: OpenSampler, open_grader: OpenGrader
-  ) -> None:
+  def start(self, open_sampler: OpenSampler, open_grader: OpenGrader) -> int:
     """Trains until all steps are done or somebody stops it; saves the state.
 
+    Returns:
+      The exit code.
+
     Raises:
-      StallError: a stage does not move.
       HealthError: the run should not go on as it is.
     """
-    run, done = self._run, self.trainer.num_done
-    if done >= run.config.training.total_steps:
+    path = self._run.workdir / 'rollouts.jsonl'
+    with contextlib.closing(Journal(path)) as self._journal:
+      try:
+        asyncio.run(self._open(open_sampler, open_grader))
+      except StallError as error:
+        print(f'stopped, since {error}')
+    if self._is_complete:
+      return cli.DONE
+    print(
+      f'{self._trainer.num_done} of {self._run.config.training.total_steps} '
+      'steps are done and saved; the same command goes on from here'
+    )
+    return cli.RESTART
+
+  def write_summary(self) -> None:
+    """Writes the run in one object."""
+    from qed.training import rundir
+
+    folder = self._run.workdir
+    account = dataclasses.asdict(self._account)
+    del account['collector'], account['ill_steps']
+    found = held_out.on_file(folder)
+    summary = {
+      'steps': self._trainer.num_done,
+      **account,
+      'ledger': json.loads((folder / 'ledger.json').read_text()),
+      'evaluation': found[max(found)] if found else {},
+    }
+    rundir.write_json(folder / 'summary.json', summary)
+    print(f'complete: {summary}')
+
+  async def _open(
+    self, open_sampler: OpenSampler, open_grader: OpenGrader
+  ) -> None:
+    """Opens what the run needs, and runs it."""
+    run, done = self._run, self._trainer.num_done
+    if self._is_complete:
       return
-    async with (
-      open_sampler(run, self.trainer.weights(), done) as self._sampler,
-      open_grader(run) as self._grader,
-      unrolling.open_source(
+    watch = asyncio.create_task(self._watch())
+    watch.add_done_callback(lambda _: self._stop.set())
+    async with contextlib.AsyncExitStack() as stack:
+      opening = open_sampler(run, self._trainer.weights(), done)
+      with self._stages.inside('publish', f'version {done}'):
+        self._sampler = await self._unless_stopped(
+          stack.enter_async_context(opening)
+        )
+      if self._sampler is None:
+        return watch.result()
+      self._grader = await stack.enter_async_context(open_grader(run))
+      source = unrolling.open_source(
         run,
         self._sampler,
         stages=self._stages,
         journal=self._journal,
         version=lambda: self._in_effect,
-      ) as self._source,
-    ):
+      )
+      self._source = await stack.enter_async_context(source)
       self._collector = self._make_collector()
       self._collector.restore(self._account.collector, step=done)
       with _metrics(run, done) as (writer, progress):
-        await self._work(writer, progress)
+        await self._work(watch, writer, progress)
 
-  def summary(self) -> dict[str, Any]:
-    """The run in one object."""
-    ledger = json.loads((self._run.workdir / 'ledger.json').read_text())
-    account = dataclasses.asdict(self._account)
-    del account['collector'], account['ill_steps']
-    found = held_out.on_file(self._run.workdir)
-    last = found[max(found)] if found else {}
-    return {**account, 'ledger': ledger, 'evaluation': last}
-
-  async def _work(self, writer: Writer, progress: Progress) -> None:
+  async def _work(
+    self, watch: asyncio.Task, writer: Writer, progress: Progress
+  ) -> None:
     """Runs all parts; the trainer's end, or a failure of any, ends all."""
     train = asyncio.create_task(self._train(writer, progress))
     others = [
       asyncio.create_task(part())
-      for part in (self._collector.run, self._publish, self._watch)
+      for part in (self._collector.run, self._publish)
     ]
+    others.append(watch)
     try:
       await asyncio.wait([train, *others], return_when='FIRST_COMPLETED')
       self._stop.set()
@@ -288,13 +307,13 @@ class Loop:
 
   @property
   def _is_complete(self) -> bool:
-    return self.trainer.num_done >= self._run.config.training.total_steps
+    return self._trainer.num_done >= self._run.config.training.total_steps
 
   # The trainer.
 
   async def _train(self, writer: Writer, progress: Progress) -> None:
     """A step for every batch of groups, until it is told to stop."""
-    config, trainer = self._run.config, self.trainer
+    config, trainer = self._run.config, self._trainer
     interval = config.training.checkpoint_interval_steps
     self._begin_evaluation()
     while not self._is_complete:
@@ -312,7 +331,7 @@ class Loop:
         update = await asyncio.to_thread(trainer.update, shares)
       self._collector.book(shares)
       self._account.secs += time.monotonic() - began
-      self._hand_out_weights()
+      self._hand_out(update.weights)
       done = trainer.num_done
       record = self._record(update, shares, time.monotonic() - began)
       writer.write(done, record)
@@ -333,6 +352,7 @@ class Loop:
     # Both at once, where samplers are ahead: what is there is not waited for.
     if self._stop.is_set() and not (task.done() and task.exception()):
       task.cancel()
+      await asyncio.gather(task, return_exceptions=True)
       return None
     return task.result()
 
@@ -340,7 +360,7 @@ class Loop:
     self, update: Update, shares: Sequence[groups.Share], secs: float
   ) -> dict[str, float]:
     """The metrics of a step, and its lines in the other files."""
-    run, done = self._run, self.trainer.num_done
+    run, done = self._run, self._trainer.num_done
     book = self._write_ledger()
     lines.append(
       run.workdir / 'batches.jsonl',
@@ -352,7 +372,12 @@ class Loop:
         run.workdir / 'inspected.jsonl', self._inspected(update, done)
       )
     busy, elapsed = self._stages.lap()
-    record = update.record | health.of_groups(self._collector.report())
+    finished = self._collector.report()
+    record = update.record | health.of_groups(finished)
+    if run.config.guidance.paths:
+      record |= guided.metrics(
+        finished, pass_score=run.config.guidance.pass_score
+      )
     record |= self._source.report()
     record |= {
       'tokens/generated': book['generated'],
@@ -367,7 +392,7 @@ class Loop:
       'idle/sampler': 1 - busy['generate'] / elapsed,
     }
     record |= {f'secs/{stage}': busy[stage] for stage in _STAGES}
-    record |= self.trainer.throughput(shares, secs) | self._evaluated
+    record |= self._trainer.throughput(shares, secs) | self._evaluated
     self._evaluated = {}
     return record
 
@@ -397,7 +422,7 @@ class Loop:
 
   def _illness(self, record: Mapping[str, float]) -> HealthError | None:
     """Why the run should not go on, if so."""
-    account, done = self._account, self.trainer.num_done
+    account, done = self._account, self._trainer.num_done
     limit = self._run.config.training.max_skipped_steps
     if record['optim/skipped']:
       account.num_skipped += 1
@@ -421,17 +446,16 @@ class Loop:
   async def _save(self) -> None:
     """Saves the state as it is now; a step that is saved stays as it is."""
     self._account.collector = self._collector.snapshot()
-    done, extra = self.trainer.num_done, dataclasses.asdict(self._account)
-    with self._stages.inside('checkpoint', f'step {done}'):
-      await asyncio.to_thread(
-        self._checkpointer.save, done, self.trainer.state, extra
-      )
+    extra = dataclasses.asdict(self._account)
+    step = f'step {self._trainer.num_done}'
+    with self._stages.inside('checkpoint', step):
+      await asyncio.to_thread(self._trainer.save, extra)
 
   # The publisher.
 
-  def _hand_out_weights(self) -> None:
-    """Leaves a copy of the weights for the publisher, who takes the newest."""
-    self._unpublished = (self.trainer.num_done, self.trainer.weights())
+  def _hand_out(self, weights: Any) -> None:
+    """Leaves weights for the publisher, who takes the newest."""
+    self._unpublished = (self._trainer.num_done, weights)
     self._has_unpublished.set()
 
   async def _publish(self) -> None:
@@ -457,7 +481,7 @@ class Loop:
       StallError: a stage does not move.
     """
     limit = self._run.config.health.stall_secs
-    while not self._preemption.reached(self.trainer.num_done):
+    while not self._is_preempted():
       stuck = self._stages.stuck(limit)
       if stuck:
         raise StallError(f'{stuck} (health.stall_secs = {limit:g})')
@@ -469,8 +493,10 @@ class Loop:
     config, run = self._run.config, self._run
     sampling, rollout = config.sampling, config.rollout
 
-    async def grade(problem, completion):
-      return await self._grader.grade(problem, completion, sampling.max_tokens)
+    async def grade(problem, completion, prefix):
+      return await self._grader.grade(
+        problem, completion, sampling.max_tokens, prefix
+      )
 
     return Collector(
       self._source,
@@ -506,7 +532,7 @@ class Loop:
   def _begin_evaluation(self) -> None:
     """Tries the held-out problems if it is time, beside everything else."""
     interval = self._run.config.training.eval_interval_steps
-    done = self.trainer.num_done
+    done = self._trainer.num_done
     if not interval or (done % interval and not self._is_complete):
       return
     if self._evaluation is not None:

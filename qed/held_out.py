@@ -56,7 +56,7 @@ async def evaluate(
       )
     with stages.inside('grade', what):
       grade, _ = await grader.grade(
-        selection.problems[index], completion, params.max_tokens
+        selection.problems[index], completion, params.max_tokens, ''
       )
     return completion, grade
 

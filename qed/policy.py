@@ -1,29 +1,29 @@
 """The trainer of `qed grpo`: from the groups of a step to the next weights.
 
-Everything here blocks, and is called from one thread at a time.
+Everything here blocks, and is called from one thread at a time, of process 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from qed.algos import advantages
 from qed.config import GrpoConfig
 from qed.data import packing
+from qed.gang import Gang
 from qed.models import specs
 from qed.rollout import groups, health
 from qed.rollout.groups import Share
-from qed.training import initial, metrics, scoring, steps
-from qed.types import RolloutGroup, TrainingSample, TrainState
+from qed.training import metrics
+from qed.types import PackedBatch, RolloutGroup, TrainingSample
+
+_Chosen = tuple[Share, int, TrainingSample]  # Member of the share.
 
 
 class Update(NamedTuple):
@@ -33,77 +33,35 @@ class Update(NamedTuple):
   # Trainer's log-probabilities of the completion tokens of some rollouts:
   # (share, member, float32 [n]).
   inspected: list[tuple[Share, int, np.ndarray]]
+  weights: Any  # As of `Learner.hand_out`.
 
 
 class Trainer:
-  """Owns the state of the run, and the programs that change it."""
+  """Makes batches of groups, and has the learners of all processes train."""
 
   def __init__(
-    self,
-    config: GrpoConfig,
-    model: specs.Config,
-    tx: optax.GradientTransformationExtraArgs,
-    mesh: Mesh,
-    state: TrainState,
+    self, config: GrpoConfig, model: specs.Config, gang: Gang, *, num_done: int
   ):
-    """Takes over a state.
+    """Takes over a gang.
 
     Args:
       config: of the run.
       model: the model.
-      tx: the optimizer.
-      mesh: of the state.
-      state: at any step; do not use it afterwards.
+      gang: of learners at the same step.
+      num_done: that step.
     """
-    self._config, self._model, self._mesh = config, model, mesh
-    self.state = state
-    self.num_done = int(state.step)
+    self._config, self._model, self._gang = config, model, gang
+    self.num_done = num_done
     self._advantage = _advantage(config)
-    kernel = config.model.attention
-    settings = dict(
-      model=model,
-      compute=steps.Compute(
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        attention=None if kernel == 'auto' else kernel,
-        chunk_size=config.training.logprob_chunk_size,
-        mesh=mesh,
-      ),
-    )
-    objective = steps.PolicyLoss.from_config(
-      config.loss, temperature=config.sampling.temperature
-    )
-    abstract = steps.abstract_state(model, tx, mesh)
-    self._step = steps.compile_step(
-      functools.partial(
-        steps.grpo_step, tx=tx, objective=objective, **settings
-      ),
-      mesh,
-      abstract,
-    )
-    self._score = scoring.compile_score(
-      mesh,
-      abstract.params,
-      temperature=config.sampling.temperature,
-      **settings,
-    )
-    self._reference = None
-    if config.loss.kl_coef:
-      self._reference = initial.read_params(
-        config.model.path, model, mesh, seed=config.training.seed
-      )
-    dtype = jnp.dtype(config.model.dtype)
-    self._copy = jax.jit(
-      # Without the copy, jit would hand out the state's own arrays, which the
-      # next step donates.
-      lambda params: jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), params),
-      out_shardings=jax.tree.map(lambda x: x.sharding, abstract.params),
-    )
     self._is_compiled = False
 
-  def weights(self) -> dict[str, Any]:
-    """A copy of the weights, in the dtype that samplers compute in."""
-    return self._copy(self.state.params)
+  def weights(self) -> Any:
+    """The weights as they are, as of `Learner.hand_out`."""
+    return self._gang.do('hand_out', self.num_done)
+
+  def save(self, extra: Mapping[str, Any]) -> None:
+    """Saves the state, and what a program adds to it as json."""
+    self._gang.do('save', self.num_done, extra)
 
   def share(self, group: RolloutGroup) -> Share:
     """What the next step gets of a group."""
@@ -128,14 +86,9 @@ class Trainer:
     """
     samples = [sample for share in shares for sample in share.samples]
     batch = packing.pack_grpo(samples, self._shape())
-    inspected = self._inspect(shares)
-    placed = steps.place_batch(batch, self._mesh)
-    if self._reference is not None:
-      placed = placed._replace(
-        reference_logprobs=self._score(self._reference, placed.packed)
-      )
-    self.state, values = self._step(self.state, placed)
-    sums = {k: float(v) for k, v in jax.device_get(values).items()}
+    chosen = self._choose(shares)
+    sums, scores = self._gang.do('step', batch, self._pack(chosen))
+    inspected = self._inspect(chosen, scores)
     record = {k: v for k, v in sums.items() if not k.startswith('policy/')}
     record |= health.of_loss(sums) | health.of_batch(shares, step=self.num_done)
     record |= health.of_tokens(
@@ -146,7 +99,7 @@ class Trainer:
     )
     record |= packing.packing_metrics(batch.packed)
     self.num_done += 1
-    return Update(record, inspected)
+    return Update(record, inspected, self.weights())
 
   def throughput(
     self, shares: Sequence[Share], secs: float
@@ -158,32 +111,41 @@ class Trainer:
       return {}
     return metrics.throughput(self._model, np.array(lengths), secs)
 
-  def _inspect(
-    self, shares: Sequence[Share]
-  ) -> list[tuple[Share, int, np.ndarray]]:
-    """Scores some groups under the weights that the step starts from.
+  def _choose(self, shares: Sequence[Share]) -> list[_Chosen]:
+    """The samples of some groups.
 
     Other groups at every step, so that all positions of a batch come round.
     """
     count = min(self._config.health.max_inspected_groups, len(shares))
     first = self.num_done * count
-    chosen = [
+    return [
       (share, member, sample)
       for share in (shares[(first + i) % len(shares)] for i in range(count))
       for member, sample in zip(share.members, share.samples, strict=True)
     ]
+
+  def _pack(self, chosen: Sequence[_Chosen]) -> PackedBatch | None:
     if not chosen:
+      return None
+    return packing.pack([x for *_, x in chosen], self._inspection_shape())
+
+  def _inspect(
+    self, chosen: Sequence[_Chosen], scores: np.ndarray | None
+  ) -> list[tuple[Share, int, np.ndarray]]:
+    """What the trainer makes of the tokens of completions.
+
+    Args:
+      chosen: the samples.
+      scores: of the rows that they are packed in; None without samples.
+    """
+    if scores is None:
       return []
-    samples = [sample for *_, sample in chosen]
-    shape = self._inspection_shape()
-    packed = packing.pack(samples, shape)
-    scores = np.asarray(
-      self._score(self.state.params, steps.place_batch(packed, self._mesh))
-    ).reshape(-1, shape.row_length)
+    length = self._config.packing.row_length
+    scores = scores.reshape(-1, length)
     return [
       (share, member, _of_completion(scores[row, start:], sample))
       for (share, member, sample), (row, start) in zip(
-        chosen, _places(samples, shape.row_length), strict=True
+        chosen, _places([x for *_, x in chosen], length), strict=True
       )
     ]
 

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qed import startup
-from qed.config import GrpoConfig
-from qed.rollout import prompts
+from qed.config import ConfigError, GrpoConfig
+from qed.data import guidance
+from qed.rollout import guided, prompts
 from qed.scaffolds import reasoning_cache
 from qed.types import (
   CacheState,
@@ -46,6 +47,7 @@ _MAY_CHANGE = (
   'rollout.max_groups_in_flight',
   'rollout.max_groups_waiting',
   'rollout.deadline_secs',
+  'guidance.paths',
   'sampler',
   'engine',
   'summarizer.base_url',
@@ -106,9 +108,10 @@ class Account:
 class Grader(NamedTuple):
   """Who grades proofs."""
 
-  # (problem, completion, tokens it could have had) -> grade, reward.
+  # (problem, completion, tokens it could have had, the beginning of a proof
+  # that it goes on from) -> grade of the whole proof, reward.
   grade: Callable[
-    [Problem, Completion, int], Awaitable[tuple[Grade, float | None]]
+    [Problem, Completion, int, str], Awaitable[tuple[Grade, float | None]]
   ]
   wait_ready: Callable[[], Awaitable[None]]  # Returns when it is there.
 
@@ -120,17 +123,12 @@ def prepare(config: GrpoConfig, workdir: pathlib.Path) -> Run:
   from qed.models import sharding
   from qed.training import checkpoints, initial, metrics, optimizer, rundir
 
-  if jax.process_count() > 1:
-    raise ValueError(
-      f'expected one process, got {jax.process_count()}: the trainer of '
-      '`qed grpo` does not run on several hosts yet; samplers may '
-      "(sampler.placement = 'remote')"
-    )
+  _check_processes(config, jax.process_count())
   metrics.check_wandb(config.training.wandb_project)
   for line in rundir.start(
     workdir, dataclasses.asdict(config), may_change=_MAY_CHANGE
   ):
-    print(f'since the run began: {line}')
+    startup.say(f'since the run began: {line}')
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   startup.check_mesh(config.packing, mesh)
   model = initial.read_config(config.model.path, config.model.variant)
@@ -141,16 +139,17 @@ def prepare(config: GrpoConfig, workdir: pathlib.Path) -> Run:
     tokenizer_dir, model, field='problems.tokenizer'
   )
   practice = _load_problems(config, config.problems.paths, words)
-  print(f'to practise on: {practice}')
+  startup.say(f'to practise on: {practice}')
   held_out = None
   if config.evaluation.paths:
     held_out = _load_problems(
       config, config.evaluation.paths, words, is_filtered=False
     )
-    print(f'held out: {held_out}')
+    startup.say(f'held out: {held_out}')
     _check_held_out(practice, held_out)
   for selection in filter(None, (practice, held_out)):
     _check_rubrics(config, selection)
+  practice = _with_guidance(config, practice, words)
   tx = optimizer.make(
     num_steps=config.training.total_steps,
     model=model,
@@ -163,6 +162,27 @@ def prepare(config: GrpoConfig, workdir: pathlib.Path) -> Run:
     dtype=config.model.dtype,
   )
   return Run(config, workdir, mesh, model, tx, words, practice, held_out)
+
+
+def _check_processes(config: GrpoConfig, count: int) -> None:
+  """Refuses what draws in this process where it is one of several."""
+  if count == 1:
+    return
+  problems, placement = [], config.sampler.placement
+  if placement != 'remote':
+    problems.append(
+      f'sampler.placement = {placement!r}: the {count} processes of a trainer '
+      "have no sampler in them; start `qed serve`, take 'remote', and name the "
+      'addresses in sampler.urls'
+    )
+  if config.rollout.states_per_problem and config.summarizer.path:
+    problems.append(
+      f"summarizer.source = 'frozen': the {count} processes of a trainer have "
+      "no summarizer in them; take 'policy', or 'endpoint' and a `qed serve` "
+      'of its own'
+    )
+  if problems:
+    raise ConfigError(problems)
 
 
 def _load_problems(
@@ -184,7 +204,7 @@ def _load_problems(
     return state_prompt(config, words, reasoning_cache.first_state(problem))
 
   found, report = problems.load_problems(*paths, malformed=given.malformed)
-  print(report)
+  startup.say(report)
   return prompts.select(
     found,
     make_prompt,
@@ -192,6 +212,42 @@ def _load_problems(
     min_difficulty=given.min_difficulty if is_filtered else 0.0,
     max_difficulty=given.max_difficulty if is_filtered else 1.0,
   )
+
+
+def _with_guidance(
+  config: GrpoConfig, practice: prompts.Selection, words: Tokenizer
+) -> prompts.Selection:
+  """A copy of each problem for each of its groups; some are guided."""
+  from qed.data import chat
+
+  given, prefixes = config.guidance, {}
+  if given.paths:
+    prefixes, report = guidance.load(
+      *given.paths, malformed=config.problems.malformed
+    )
+    startup.say(report)
+
+  def make_prompt(problem, prefix):
+    content = guidance.question(problem.statement, prefix, given.prompt)
+    return chat.make_prompt(
+      words,
+      problem.problem_id,
+      (Message(role='user', content=content),),
+      style=config.problems.chat_style,
+      kind='guided',
+    )
+
+  mixed = guided.mix(
+    practice,
+    prefixes,
+    make_prompt,
+    guided_per_problem=config.rollout.guided_per_problem,
+    unguided_per_problem=config.rollout.unguided_per_problem,
+    max_prompt_tokens=config.problems.max_prompt_tokens,
+  )
+  if prefixes:
+    startup.say(f'guided: {mixed}')
+  return mixed.selection
 
 
 def state_prompt(
@@ -273,10 +329,11 @@ async def open_judge(run: Run) -> AsyncIterator[Grader]:
     async with Http(endpoint) as http:
       asked = Judge(http.ask, judge, store)
 
-      async def grade(problem, completion, max_tokens):
+      async def grade(problem, completion, max_tokens, prefix):
         proof = completion.text
         if run.config.problems.chat_style == 'thinking':
           _, proof = chat.split_thinking(proof)
+        proof = guidance.whole_proof(prefix, proof)
         verdict = await asked.grade(problem, proof)
         return verdict, rewards.reward(
           completion,

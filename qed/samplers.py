@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -53,6 +52,23 @@ class Sampler(Protocol):
       version: the step that made them.
     """
     ...
+
+
+def publish(run: Run, params: Any, version: int) -> None:
+  """Writes a version of the weights where remote samplers find it.
+
+  With several processes all must call.
+  """
+  from qed.rollout import weights
+
+  weights.publish(
+    pathlib.Path(run.workdir) / 'weights',
+    params,
+    run.model,
+    version,
+    max_versions=run.config.sampler.max_weight_versions,
+    dtype=run.config.model.dtype,
+  )
 
 
 @contextlib.asynccontextmanager
@@ -157,33 +173,26 @@ class Remote:
     )
 
   async def update(self, params: Any, version: int) -> None:
-    """Writes the weights out, and has every server load them."""
-    from qed.rollout import weights
+    """Writes the weights out, unless that is done; has every server load them.
 
-    await asyncio.to_thread(
-      weights.publish,
-      pathlib.Path(self._run.workdir) / 'weights',
-      params,
-      self._run.model,
-      version,
-      max_versions=self._run.config.sampler.max_weight_versions,
-      dtype=self._run.config.model.dtype,
-    )
+    Args:
+      params: a copy of the weights, or None where they are published.
+      version: the step that made them.
+    """
+    if params is not None:
+      await asyncio.to_thread(publish, self._run, params, version)
     sampler = self._run.config.sampler
     await asyncio.gather(
-      *(
-        asyncio.to_thread(_load_weights, url, version, sampler)
-        for url in sampler.urls
-      )
+      *(_load_weights(url, version, sampler) for url in sampler.urls)
     )
     self._version = version
 
 
-def _load_weights(url: str, version: int, sampler: SamplerConfig) -> None:
-  """Has a server go on with a version; waits for one that is not up.
+async def _load_weights(url: str, version: int, sampler: SamplerConfig) -> None:
+  """Has a server go on with a version; waits for one that does not answer.
 
   Raises:
-    OSError: it refused, or did not answer in all the attempts.
+    OSError: it refused as often as `max_attempts` says.
   """
   headers = {'Content-Type': 'application/json'}
   if sampler.api_key_env:
@@ -193,22 +202,27 @@ def _load_weights(url: str, version: int, sampler: SamplerConfig) -> None:
     data=json.dumps({'version': version}).encode(),
     headers=headers,
   )
-  wait_secs = _FIRST_WAIT_SECS
-  for attempt in range(1, sampler.max_attempts + 1):
+
+  def ask() -> None:
+    with urllib.request.urlopen(request, timeout=sampler.load_secs):
+      pass
+
+  num_refusals, wait_secs = 0, _FIRST_WAIT_SECS
+  while True:
     try:
-      with urllib.request.urlopen(request, timeout=sampler.load_secs):
-        return
-    except OSError as error:
-      detail = str(error)
-      if isinstance(error, urllib.error.HTTPError):
-        detail += f': {error.read(500)!r}'
-      if attempt == sampler.max_attempts:
+      return await asyncio.to_thread(ask)
+    except urllib.error.HTTPError as error:
+      num_refusals += 1
+      detail = f'{error}: {error.read(500)!r}'
+      if num_refusals == sampler.max_attempts:
         raise OSError(
           f'{request.full_url}: expected it to load version {version} of the '
-          f'weights, got {detail} ({attempt} attempts)'
+          f'weights, got {detail} ({num_refusals} attempts)'
         ) from error
-      print(f'sampler: {request.full_url}: {detail}; trying again', flush=True)
-    time.sleep(wait_secs)
+    except OSError as error:
+      detail = str(error)
+    print(f'sampler: {request.full_url}: {detail}; trying again', flush=True)
+    await asyncio.sleep(wait_secs)
     wait_secs = min(2 * wait_secs, _MAX_WAIT_SECS)
 
 

@@ -180,9 +180,7 @@ def _serve(
       values.tokenizer or initial.hf_folder(values.checkpoint)
     )
     mesh = _mesh(sizes)
-    params, model = checkpoints.load_model(
-      values.checkpoint, mesh=mesh, dtype=sizes['dtype']
-    )
+    params, model, version = _load(values, mesh, sizes['dtype'])
     engine = _engine(model, sizes, mesh)
   except (
     ValueError, FileNotFoundError,
@@ -191,7 +189,7 @@ def _serve(
     raise app.UsageError(str(error)) from error
   print(f'compiling for {sizes}', flush=True)
   engine.warm_up(params)
-  scheduler = drivers.start(sizes['driver'], engine, params)
+  scheduler = drivers.start(sizes['driver'], engine, params, version=version)
   del params  # The scheduler lets go of them when others come.
   try:
     application = _application(values, sizes, scheduler, engine, words)
@@ -217,6 +215,32 @@ def _serve(
   if scheduler.failure is not None:
     raise scheduler.failure
   return cli.DONE
+
+
+def _load(
+  values: flags.FlagValues, mesh: Mesh | None, dtype: str
+) -> tuple[Any, specs.Config, int]:
+  """The newest weights of the run, or those of the checkpoint, as version 0.
+
+  A server that is started again goes on with what others draw with: the run
+  tells of weights once.
+  """
+  from qed.rollout import weights
+  from qed.training import checkpoints, initial
+
+  folder = values.weights_dir
+  for version in reversed(weights.versions(folder) if folder else []):
+    model = initial.read_config(values.checkpoint, '')
+    try:
+      params = weights.load(
+        folder, version, config=model, mesh=mesh, dtype=dtype
+      )
+    except weights.VersionError as error:
+      print(f'not these weights: {error}', flush=True)
+    else:
+      print(f'going on with version {version} of the weights', flush=True)
+      return params, model, version
+  return *checkpoints.load_model(values.checkpoint, mesh=mesh, dtype=dtype), 0
 
 
 def _mesh(sizes: Mapping[str, Any]) -> Mesh | None:

@@ -130,9 +130,17 @@ def train(config: SftConfig, workdir: str) -> int:
       does not fit what is in the run directory.
     FloatingPointError: more gradients were not finite than the config allows.
   """
-  from qed.training import checkpoints, processes, rundir
+  from qed.training import processes
 
   processes.initialize()
+  with startup.leaving_at_once(FloatingPointError):
+    return _train(config, workdir)
+
+
+def _train(config: SftConfig, workdir: str) -> int:
+  """What `train` does, in each of the processes."""
+  from qed.training import checkpoints, processes, rundir
+
   with startup.user_errors():
     run = _prepare(config, pathlib.Path(workdir))
     directory = run.workdir / 'checkpoints'
@@ -145,21 +153,24 @@ def train(config: SftConfig, workdir: str) -> int:
       Account,
       data_digest=demonstrations.digest(run.data.train),
       field='data.paths',
-      say=_say,
     )
   with (
     contextlib.closing(last),
     contextlib.closing(best),
     processes.Preemption() as preemption,
+    # Here too: to close is to wait for others.
+    startup.leaving_at_once(FloatingPointError),
   ):
     num_done = _loop(run, state, account, last, best, preemption)
   if num_done < run.num_steps:
-    _say(f'stopped; {num_done} of {run.num_steps} steps are done and saved')
+    startup.say(
+      f'stopped; {num_done} of {run.num_steps} steps are done and saved'
+    )
     return cli.RESTART
   summary = {'steps': num_done, **dataclasses.asdict(account)}
-  if _is_first_process():
+  if processes.is_first():
     rundir.write_json(run.workdir / 'summary.json', summary)
-  _say(f'complete: {summary}')
+  startup.say(f'complete: {summary}')
   return cli.DONE
 
 
@@ -175,7 +186,7 @@ def _prepare(config: SftConfig, workdir: pathlib.Path) -> Run:
   for line in rundir.start(
     workdir, dataclasses.asdict(config), may_change=_MAY_CHANGE
   ):
-    _say(f'since the run began: {line}')
+    startup.say(f'since the run began: {line}')
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   startup.check_mesh(config.packing, mesh)
   model = initial.read_config(config.model.path, config.model.variant)
@@ -207,7 +218,7 @@ def _load_data(config: SftConfig, words: tokenizer.Tokenizer) -> Demonstrations:
     malformed=config.data.malformed,
     validation_frac=config.data.validation_frac,
   )
-  _say(data.report)
+  startup.say(data.report)
   if config.training.eval_interval_steps and not data.validation:
     raise ConfigError(
       [
@@ -288,7 +299,7 @@ def _loop(
       writer.write(done, record)
       progress.show(done, _figures(record))
       _check_finite(run, record, trained, done, account)
-      stops = preemption.reached(done)
+      stops = preemption.reached()
       if stops or done % interval == 0 or done == run.num_steps:
         last.save(done, state, extra=dataclasses.asdict(account))
       if stops:
@@ -388,7 +399,7 @@ def _check_finite(
       f'{text}. The run ends: that is {account.num_skipped} such steps, and '
       f'training.max_skipped_steps = {limit}'
     )
-  _say(text)
+  startup.say(text)
 
 
 def _figures(record: Mapping[str, float]) -> dict[str, str]:
@@ -405,17 +416,6 @@ def _figures(record: Mapping[str, float]) -> dict[str, str]:
   if 'time/mfu' in record:
     figures['MFU'] = f'{record["time/mfu"]:.1%}'
   return figures
-
-
-def _is_first_process() -> bool:
-  import jax
-
-  return jax.process_index() == 0
-
-
-def _say(text: object) -> None:
-  if _is_first_process():
-    print(text, flush=True)
 
 
 if __name__ == '__main__':

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import app
 
+from qed import cli
 from qed.config import ConfigError, PackingConfig
 from qed.data import tokenizer
 from qed.types import TrainState
 
 # jax takes seconds to import, and a wrong config is to be told in one.
 if TYPE_CHECKING:
-  import os
-
   from jax.sharding import Mesh
 
   from qed import preparation, sft
@@ -26,14 +28,65 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
   """What is wrong with given files and values is the user's to mend."""
+  from qed.training import processes
+
   try:
     yield
   except (ValueError, FileNotFoundError) as error:
+    if processes.is_loss(error):
+      raise
     raise app.UsageError(str(error)) from error
 
 
+@contextlib.contextmanager
+def leaving_at_once(*alike: type[Exception]) -> Iterator[None]:
+  """How a process of several ends when something went wrong.
+
+  By the front door it would wait for the others, which wait for it in a
+  collective. So it leaves at once: to be started again where another process is
+  gone, since what was saved last stands; with code 1 where the fault is here.
+
+  Args:
+    *alike: errors that all processes come to by themselves, as they do to those
+      of the user. These go through, as all do where there is one process.
+  """
+  import jax
+
+  from qed.training import processes
+
+  try:
+    yield
+  except Exception as error:
+    if jax.process_count() == 1 or isinstance(error, (app.UsageError, *alike)):
+      raise
+    if processes.is_loss(error):
+      print(f'stopped, since another process is gone: {error}', flush=True)
+      os._exit(cli.RESTART)
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(cli.BUG)
+
+
+def say(text: object) -> None:
+  """Prints a line, once for all processes."""
+  from qed.training import processes
+
+  if processes.is_first():
+    print(text, flush=True)
+
+
 def check_mesh(packing: PackingConfig, mesh: Mesh) -> None:
-  """Checks what the config alone cannot know when a size is -1."""
+  """Checks what the config alone cannot know: what devices there are."""
+  import jax
+
+  if jax.process_count() > 1 and mesh.size < jax.device_count():
+    raise ConfigError(
+      [
+        f'mesh: {dict(mesh.shape)} must be all of the {jax.device_count()} '
+        f'devices of {jax.process_count()} processes; set one of mesh.data, '
+        'mesh.context and mesh.tensor to -1, which takes what is left'
+      ]
+    )
   for field, value, axis in (
     ('num_rows', packing.num_rows, 'data'),
     ('row_length', packing.row_length, 'context'),
@@ -76,7 +129,6 @@ def restore_or_start(
   *,
   data_digest: str,
   field: str,
-  say: Callable[[str], None],
 ) -> tuple[TrainState, Any]:
   """The newest state that is whole, or one at step 0, and its account.
 
@@ -86,7 +138,6 @@ def restore_or_start(
     make_account: an Account, of what a checkpoint has beside the state.
     data_digest: a hash of what is trained on.
     field: of the config, that says what that is.
-    say: prints a line.
 
   Raises:
     ConfigError: the run was on other data, or its checkpoints are gone.

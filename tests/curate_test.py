@@ -330,8 +330,14 @@ def test_the_whole_pipeline_with_models(files, tmp_path):
   (prefix,) = lines(workdir / 'prefixes.jsonl')
   assert prefix['num_successes'] == 2
   assert raw(0)['solution'].startswith(prefix['prefix'])
+  (unsolved,), _ = problems.load_problems(
+    workdir / 'unsolved.jsonl', malformed='refuse'
+  )
+  assert unsolved.problem_id == prefix['problem_id']
+  assert unsolved.statement == raw(0)['problem']
   assert (workdir / 'difficulty.png').exists()
-  for name in ('problems', 'sft_all', 'sft_unique', 'prefixes'):
+  names = ('problems', 'sft_all', 'sft_unique', 'unsolved', 'prefixes')
+  for name in names:
     assert (workdir / f'{name}.card.md').exists()
 
 

@@ -32,14 +32,15 @@ def read(prompt):
   mode = next((mode for mode in MODES if prompt.startswith(mode)), '')
   if mode == 'Confirm.':
     return 'confirm', None, prompt.removeprefix(mode + '\n').split('\n')
-  found = re.search(r'Work modulo.*?that .=.\.', prompt, re.DOTALL)
+  found = re.search(r'Work modulo.*?Find .\.', prompt, re.DOTALL)
   lines = prompt[found.end() + 1 :].split('\n')
   return MODES.get(mode, 'reason'), problems.parse(found[0]), lines
 
 
-def values_of(chain, proof):
-  """The values that a proof states, from the start on."""
-  return [chain.start, *(int(line[2]) for line in proof if line[1:2] == '=')]
+def num_known(chain, lines):
+  """The steps up to the value that a summary states."""
+  (summary,) = lines
+  return chain.names.index(summary[0]) if summary else 0
 
 
 def answer(prompt, *, max_tokens=1_000):
@@ -48,22 +49,17 @@ def answer(prompt, *, max_tokens=1_000):
   if role == 'confirm':
     lesson = lessons.confirm('\n'.join(lines))
   elif role == 'reason':
-    num_known = sum(line != '' for line in lines)
-    lesson = lessons.reason(chain, chain.values, num_known)
+    lesson = lessons.reason(chain, chain.values, num_known(chain, lines))
   elif role == 'summarize':
-    found = {}  # By name; what was known first stays.
-    for line in lines:
-      if re.fullmatch('[a-z]=[0-9]', line):
-        found.setdefault(line[0], line)
-    return '\n</think>\n\n' + '\n'.join(found.values())
+    values = [line for line in lines if re.fullmatch('[a-z]=[0-9]', line)]
+    return '\n</think>\n\n' + ''.join(values[-1:])
   else:
-    proofs, proof = [], []
-    for line in lines:
-      proof.append(line)
-      if line.startswith('Hence'):
-        kept = [x for x in proof if re.fullmatch('[a-z]=[0-9]', x)]
-        proofs.append(values_of(chain, kept))
-        proof = []
+    # Only the last value of each is read.
+    proofs = [
+      [*chain.values[:-1], int(line[8])]
+      for line in lines
+      if line.startswith('Hence')
+    ]
     exact = chain.values
     lesson = {
       'verify': lambda: lessons.verify(chain, proofs[0], exact),
@@ -115,17 +111,22 @@ def noisy(seed):
     if role != 'reason':
       return answer(prompt)
     values = teacher.derive(chain, rng, error_rate=0.3)
-    lesson = lessons.reason(chain, values, sum(line != '' for line in lines))
+    lesson = lessons.reason(chain, values, num_known(chain, lines))
     return f'{lesson.reasoning}\n</think>\n\n{lesson.answer}'.lstrip('\n')
 
   return respond
 
 
-@pytest.mark.parametrize('role', [*lessons._SHARES])
+@pytest.mark.parametrize('role', [*lessons.ALL])
 def test_lessons_are_asked_as_scaffolds_ask(role):
   scaffolds = config_of('single').scaffolds
   drawn = lessons.draw(
-    300, max_steps=6, max_reviewed_steps=3, error_rate=0.2, seed=0
+    300,
+    shares=lessons.ALL,
+    max_steps=6,
+    max_reviewed_steps=3,
+    error_rate=0.2,
+    seed=0,
   )
   chain, lesson = next(x for x in drawn if x[1].role == role)
   trace = demo_full._trace(chain, lesson, scaffolds)
@@ -144,7 +145,12 @@ def test_every_prompt_of_a_scaffold_is_one_that_was_taught():
   scaffolds = config_of('single').scaffolds
   taught = set()
   for chain, lesson in lessons.draw(
-    3_000, max_steps=6, max_reviewed_steps=3, error_rate=0.2, seed=0
+    3_000,
+    shares=lessons.ALL,
+    max_steps=6,
+    max_reviewed_steps=3,
+    error_rate=0.2,
+    seed=0,
   ):
     (message,) = demo_full._trace(chain, lesson, scaffolds).prompt_messages
     taught.add(_shape(message.content))
@@ -162,7 +168,7 @@ def test_every_prompt_of_a_scaffold_is_one_that_was_taught():
 def _shape(text):
   """A text without its names and digits."""
   text = re.sub('[0-9]', '#', re.sub('[+*]', '+', text))
-  text = re.sub(r'\b[a-z](?=[+=])', 'x', text)
+  text = re.sub(r'\b[a-z](?=[+=])|(?<=Find )[a-z]', 'x', text)
   return re.sub(r'(?<=[a-z]=)[a-z](?=[+])', 'x', text)
 
 
@@ -188,14 +194,15 @@ def test_scaffolds_do_better_than_a_single_proof_of_a_model_that_errs(name):
       for seed, chain in enumerate(chains)
     ]
     means.append(np.mean(scores) / 7)
-  # A single proof is right with 0.7^3, and earns half on average.
-  assert means[0] < 0.7
-  assert means[1] > 0.9
+  # A single proof is right with 0.7^3 = 0.34, and where errors cancel. To merge
+  # is to count, and the others are told by a reviewer who never errs.
+  assert means[0] < 0.6
+  assert means[1] > (0.8 if name == 'rsa' else 0.9)
 
 
 @pytest.mark.parametrize(
   ('num_steps', 'num_turns'),
-  [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3), (9, 3), (10, 4), (12, 4)],
+  [(1, 1), (3, 1), (4, 2), (6, 2), (7, 2), (8, 3), (9, 3), (12, 4)],
 )
 def test_a_long_chain_takes_its_turns(num_steps, num_turns):
   def respond(prompt):
@@ -255,10 +262,10 @@ def test_the_summary_has_turns_and_scaffolds_of_all_models(
 
   monkeypatch.setattr(solving, 'opened', opened)
   for name in ('rl', 'rc'):
-    runs = demo_full._turns(tmp_path, name)
-    assert demo_full._evaluate(tmp_path, name, runs) == cli.DONE
-  runs = demo_full._scaffolds(tmp_path)
-  assert demo_full._evaluate(tmp_path, 'sft', runs) == cli.DONE
+    assert demo_full._evaluate(tmp_path, name, demo_full._turns) == cli.DONE
+  scaffolds = demo_full._scaffolds
+  assert demo_full._evaluate(tmp_path, 'sft', scaffolds) == cli.DONE
+  demo_full._check_signal(tmp_path)
   found = demo_full._summary(tmp_path)
   assert json.loads((tmp_path / 'summary.json').read_text()) == found
   # (7 + 0 + 0 + 7) / 28 at first, (7 + 0 + 7 + 7) / 28 in the end.

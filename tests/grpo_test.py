@@ -53,8 +53,11 @@ PROMPT_TOKENS = 180
 
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
-  """A compilation cache, since every start compiles the same programs."""
-  path = str(tmp_path_factory.mktemp('cache'))
+  """A compilation cache, since every start compiles the same programs.
+
+  It is the same for all files that use this rig.
+  """
+  path = str(tmp_path_factory.getbasetemp() / 'compiled')
   names = (
     'jax_compilation_cache_dir',
     'jax_persistent_cache_min_compile_time_secs',
@@ -242,7 +245,7 @@ class Parts:
 
   @contextlib.asynccontextmanager
   async def open_grader(self, run):
-    async def grade(problem, completion, max_tokens):
+    async def grade(problem, completion, max_tokens, prefix=''):
       self.num_grades += 1
       if self.before_grade:
         grade = await self.before_grade(problem, completion)

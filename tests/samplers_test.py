@@ -122,7 +122,7 @@ def load(url, version):
   settings = types.SimpleNamespace(
     api_key_env='', load_secs=5.0, max_attempts=3
   )
-  samplers._load_weights(url, version, settings)
+  asyncio.run(samplers._load_weights(url, version, settings))
 
 
 def test_weights_are_asked_for_until_they_are_loaded(endpoint):

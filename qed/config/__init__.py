@@ -32,6 +32,7 @@ from qed.config.grading import (
 from qed.config.rollout import (
   EngineConfig,
   EvaluationConfig,
+  GuidanceConfig,
   HealthConfig,
   ProblemsConfig,
   ReasoningCacheConfig,
@@ -93,6 +94,7 @@ __all__ = [
   'EvaluationConfig',
   'FiltersConfig',
   'GrpoConfig',
+  'GuidanceConfig',
   'HealthConfig',
   'JudgeConfig',
   'JudgeRunConfig',

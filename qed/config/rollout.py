@@ -62,6 +62,10 @@ class RolloutConfig:
   # Groups of a problem, each of which starts from another of the states that
   # `cache.num_turns` turns lead through; 0: one group, from the problem alone.
   states_per_problem: NonNegative
+  # Without states, the groups of a problem: from the beginning of a proof of it
+  # (`guidance`), if there is one, and from the problem alone.
+  guided_per_problem: NonNegative
+  unguided_per_problem: NonNegative
   # Rollouts of one prompt; an advantage compares at least two.
   group_size: Annotated[int, Rule(lambda n: n > 1, 'at least 2')]
   # In optimiser steps; 0: synchronous, -1: unbounded.
@@ -83,12 +87,21 @@ class RolloutConfig:
   @property
   def groups_per_step(self) -> int:
     """That a step is trained on."""
-    return self.problems_per_step * max(1, self.states_per_problem)
+    copies = self.guided_per_problem + self.unguided_per_problem
+    return self.problems_per_step * (self.states_per_problem or copies)
 
   def __post_init__(self):
     schema.check_fields(self)
+    copies = (self.guided_per_problem, self.unguided_per_problem)
     schema.require(
       self,
+      (
+        'unguided_per_problem',
+        copies == (0, 1) if self.states_per_problem else sum(copies) > 0,
+        'and guided_per_problem must be 1 and 0 with '
+        'rollout.states_per_problem, and one of them above 0 without; they are '
+        f'{copies[1]} and {copies[0]}',
+      ),
       (
         'max_groups_waiting',
         self.max_groups_waiting >= self.groups_per_step,
@@ -96,6 +109,21 @@ class RolloutConfig:
         'for',
       ),
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceConfig:
+  """Beginnings of proofs that guided groups start from (rollout/guided.py)."""
+
+  # prefixes.jsonl of `qed curate`; none: no group is guided.
+  paths: tuple[str, ...]
+  # A template of data/texts, or a text with its slots: problem, prefix. The
+  # beginnings were chosen with one (`prefixes.template`).
+  prompt: Name
+  # From which on a proof counts as solved, in the metrics by kind of group.
+  pass_score: Annotated[int, Rule(lambda n: 1 <= n <= 7, 'from 1 to 7')]
+
+  __post_init__ = schema.check_fields
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from qed.config.grading import (
 from qed.config.rollout import (
   EngineConfig,
   EvaluationConfig,
+  GuidanceConfig,
   HealthConfig,
   ProblemsConfig,
   ReasoningCacheConfig,
@@ -107,6 +108,7 @@ class GrpoConfig:
   mesh: MeshConfig
   problems: ProblemsConfig
   rollout: RolloutConfig
+  guidance: GuidanceConfig
   cache: ReasoningCacheConfig
   summarizer: SummarizerConfig
   replay: ReplayConfig
@@ -153,6 +155,12 @@ class GrpoConfig:
         num_samples=self.rollout.groups_per_step * self.rollout.group_size,
       ),
       *_cache_rules(self),
+      (
+        'guidance.paths',
+        bool(self.guidance.paths) == bool(self.rollout.guided_per_problem),
+        'guided groups need both beginnings of proofs and '
+        'rollout.guided_per_problem, or neither',
+      ),
       ('sampling.top_p', self.sampling.top_p == 1, untruncated),
       ('sampling.top_k', self.sampling.top_k == 0, untruncated),
       (

@@ -23,7 +23,7 @@ from typing import Any
 
 from qed.curation import asking
 from qed.curation.records import Item, Outcome, note
-from qed.data import templates
+from qed.data import guidance, templates
 from qed.types import Grade, Message, Problem
 
 NAME = 'difficulty'
@@ -97,8 +97,7 @@ async def attempt(
   proof = await model.answer(
     [Message(role='user', content=question)], about=item.item_id, draw=draw
   )
-  if proof is not None and prefix:
-    proof = f'{prefix}\n\n{proof}'
+  proof = guidance.whole_proof(prefix, proof)
   if not proof:
     return 0
   found = await grade(item.problem(), proof)

@@ -108,9 +108,8 @@ class Index:
     self._contents = [self._content_units(text) for text in self._renamed]
     self._with_unit: dict[str, list[int]] = collections.defaultdict(list)
     for number, content in enumerate(self._contents):
-      if sum(content.values()) >= config.min_content_chars:
-        for unit in content:
-          self._with_unit[unit].append(number)
+      for unit in content:
+        self._with_unit[unit].append(number)
 
   def matches(self, items: Sequence[Item]) -> list[Match | None]:
     """The best match of each item, None where nothing comes near."""

@@ -13,7 +13,6 @@ proof would be graded as such. The beginning is never a target of training.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
@@ -21,22 +20,11 @@ from typing import Any
 from qed.curation import asking, difficulty
 from qed.curation.difficulty import Judge
 from qed.curation.records import Item
-from qed.data import templates
+from qed.data import guidance
+from qed.data.guidance import Prefix
 
 # Where a proof may be cut: after a sentence or a line.
 _CUT = re.compile(r'(?<=[.!?])\s+|\n+')
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
-  """A beginning of a reference proof, and how far it helps."""
-
-  problem_id: str
-  prefix: str
-  fraction: float  # Of the characters of the proof.
-  num_successes: int
-  num_trials: int  # With a score.
-  oracle: str  # Where the proof is from.
 
 
 async def choose(
@@ -87,13 +75,6 @@ def grid(proof: str, num_parts: int, max_parts: int) -> list[str]:
   return found
 
 
-def guided_question(item: Item, prefix: str, template: str) -> str:
-  """What a model is asked with the beginning of a proof at hand."""
-  return templates.render(
-    template, problem=item.statement, prefix=templates.fence('start', prefix)
-  )
-
-
 async def _try(
   item: Item,
   prefix: str,
@@ -102,7 +83,7 @@ async def _try(
   config: Any,
   pass_score: int,
 ) -> Prefix:
-  question = guided_question(item, prefix, config.template)
+  question = guidance.question(item.statement, prefix, config.template)
   found = await asyncio.gather(
     *(
       difficulty.attempt(item, question, model, grade, draw, prefix=prefix)

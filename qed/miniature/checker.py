@@ -1,10 +1,11 @@
 """The exact grader: what a proof of a chain earns by the problem's rubric.
 
-A line is a step (`e=d*2=3*2=1`, or `e=1` in a brief proof), the conclusion
-(`Hence f=0.`), the start (`d=3`), which is given, or no part of the proof;
-white space does not matter. Steps count for as long as they are the right ones
-in the right order: what comes after a false line or a gap rests on an error and
-earns nothing, so that guessing twice does not help.
+A line is a step (`e=d*2=3*2=1`), the conclusion (`Hence f=0.`), the start
+(`d=3`), which is given, or no part of the proof; white space does not matter.
+Steps count for as long as they are the right ones in the right order: what
+comes after a false line or a gap rests on an error and earns nothing, so that
+guessing twice does not help. A brief proof is the right conclusion alone, or
+earns nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from qed.miniature.problems import Chain
 
 _MAX_LINES = 4 * problems.MAX_STEPS  # Nobody needs more; the rest is not read.
 _STEP = re.compile(r'[a-z]=[a-z][*+][0-9]=[0-9][*+][0-9]=[0-9]')
-_BRIEF_STEP = re.compile(r'[a-z]=[0-9]')
 
 
 class Breakdown(NamedTuple):
@@ -51,14 +51,15 @@ def breakdown(chain: Chain, proof: str) -> Breakdown:
   start = f'{chain.first}={chain.start}'
   steps = [_compact(step) for step in steps]
   lines = [line for line in map(_compact, proof.split('\n')) if line]
-  form = _BRIEF_STEP if chain.is_brief else _STEP
+  if chain.is_brief:
+    return _brief(chain, lines, _compact(conclusion))
   num_right, error, has_others = 0, '', len(lines) > _MAX_LINES
   for line in lines[:_MAX_LINES]:
     if line in (start, _compact(conclusion)):
       continue
     if num_right < len(steps) and line == steps[num_right] and not error:
       num_right += 1
-    elif num_right == len(steps) or not form.fullmatch(line):
+    elif num_right == len(steps) or not _STEP.fullmatch(line):
       has_others = True
     elif not error:
       error = f'{line} is not the step that is due'
@@ -77,6 +78,14 @@ def breakdown(chain: Chain, proof: str) -> Breakdown:
     error,
     tuple(deductions),
   )
+
+
+def _brief(chain: Chain, lines: list[str], conclusion: str) -> Breakdown:
+  if lines == [conclusion]:
+    return Breakdown(
+      problems.MAX_POINTS, problems.MAX_POINTS, len(chain.steps), '', ()
+    )
+  return Breakdown(0, 0, 0, 'it is not one line, with the right value', ())
 
 
 def _compact(line: str) -> str:

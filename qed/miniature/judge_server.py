@@ -241,13 +241,19 @@ async def _read(reader: asyncio.StreamReader) -> tuple[str, str, bytes] | None:
   return method, path, await reader.readexactly(length)
 
 
-async def _run(server: Server, port: int, ready, stop: asyncio.Event) -> None:
+async def _run(
+  server: Server,
+  port: int,
+  ready,
+  stop: asyncio.Event,
+  host: str = '127.0.0.1',
+) -> None:
   """Listens until told to stop; says so by `ready()`."""
   listener = await asyncio.start_server(
-    server.serve, '127.0.0.1', port, limit=_MAX_HEAD_BYTES, backlog=2048
+    server.serve, host, port, limit=_MAX_HEAD_BYTES, backlog=2048
   )
   port = listener.sockets[0].getsockname()[1]
-  server.url = f'http://127.0.0.1:{port}/v1'
+  server.url = f'http://{host}:{port}/v1'
   ready()
   await stop.wait()
   listener.close()
@@ -301,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--port', type=int, required=True)
+  parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0: any')
   parser.add_argument(
     '--fault_kinds', nargs='*', default=[*faults.KINDS], metavar='KIND'
   )
@@ -310,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       kind = int if field.type == 'int' else float
       parser.add_argument(f'--{field.name}', type=kind, default=field.default)
   values = vars(parser.parse_args(argv))
-  port = values.pop('port')
+  port, host = values.pop('port'), values.pop('host')
   values['fault_kinds'] = tuple(values['fault_kinds'])
   try:
     server = Server(Behavior(**values))
@@ -323,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       port,
       lambda: print(f'judging at {server.url}', flush=True),
       asyncio.Event(),
+      host,
     )
 
   with contextlib.suppress(KeyboardInterrupt):

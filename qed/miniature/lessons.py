@@ -1,24 +1,23 @@
 r"""What the teacher writes in each role that a scaffold gives to a model.
 
-All of it is about brief proofs (`Prove in brief`), where reasoning is long and
-a proof is short. Reasoning works out a step in two lines, of which the second
-states its value; a summary is the values that are known so far, and a proof is
-the values and the conclusion:
+All of it is about brief problems, where reasoning is long and a proof is one
+line. Reasoning works out a step in two lines, of which the second states its
+value; a summary is the last value that is known:
 
     reasoning      summary    proof
-    e=d*2=3*2      e=1        e=1
-    e=1            f=0        f=0
-    f=e+4=1+4                 Hence f=0.
+    e=d*2=3*2      f=0        Hence f=0.
+    e=1
+    f=e+4=1+4
     f=0
 
-So a budget that holds the reasoning about a few steps and the proof of many is
-enough for long chains, over several turns of reasoning and summary.
+So a budget that holds the reasoning about a few steps is enough for long
+chains, over several turns of reasoning and summary.
 
-A review derives a proof's values again and stops at the first that differs; its
-verdict is one of those that qed/scaffolds/parsing.py reads:
+A review derives the value of a proof again; its verdict is one of those that
+qed/scaffolds/parsing.py reads:
 
-    f=e+4=1+4      f=3 is wrong.
-    f=0            \boxed{0}
+    e=d*2=3*2      f=3 is wrong.
+    ...            \boxed{0}
 """
 
 from __future__ import annotations
@@ -33,19 +32,23 @@ import numpy as np
 from qed.miniature import problems, teacher
 from qed.miniature.problems import MAX_POINTS, Chain
 
-# Of a hundred lessons. Whoever can reason can do most of the others.
-_SHARES = {
-  'reason': 46,
-  'summarize': 16,
+# Shares of a hundred lessons. Whoever can reason can do most of the others, and
+# learns to from short chains, in a fraction of the steps.
+FIRST = {'reason': 85, 'summarize': 15}
+ALL = {
+  'reason': 42,
+  'summarize': 22,
   'verify': 8,
   'rate': 4,
   'confirm': 2,
   'correct': 4,
   'merge': 8,
-  'select': 5,
+  'select': 4,
   'compare': 3,
-  'consolidate': 4,
+  'consolidate': 3,
 }
+# No turn of the miniature gets further: five steps.
+_MAX_TURN_CHARS = 70
 _MAX_CANDIDATES = 4
 
 _VALUE = re.compile(r'[a-z]=[0-9]')
@@ -64,33 +67,33 @@ class Lesson(NamedTuple):
 def draw(
   num_lessons: int,
   *,
+  shares: Mapping[str, int],
   max_steps: int,
   max_reviewed_steps: int,
   error_rate: float,
   seed: int,
 ) -> list[tuple[Chain, Lesson]]:
-  """Lessons about random chains, in all roles.
+  """Lessons about random chains.
 
-  Half of the reasoning, and of what is summed up, begins with the problem and
-  half somewhere in the middle. Reviews and the like are about proofs that are
+  A quarter of the reasoning, and of what is summed up, begins with the problem
+  and the rest anywhere. Reviews and the like are about proofs that are
   as wrong as any; with two looks at a step they err half as often.
 
   Args:
     num_lessons: how many.
-    max_steps: of a chain; the fewer, the more frequent.
+    shares: of each role, `FIRST` or `ALL`.
+    max_steps: of a chain.
     max_reviewed_steps: of a chain in the other roles.
     error_rate: of a step.
     seed: decides everything.
   """
   rng = np.random.default_rng(seed)
-  roles = [role for role, share in _SHARES.items() for _ in range(share)]
+  roles = [role for role, share in shares.items() for _ in range(share)]
   drawn = []
   while len(drawn) < num_lessons:
     role = roles[rng.integers(len(roles))]
     is_long = role in ('reason', 'summarize')
     size = rng.integers(1, (max_steps if is_long else max_reviewed_steps) + 1)
-    if is_long:  # Copying is learnt on short ones.
-      size = rng.integers(1, size + 1)
     chain = problems.draw(int(size), rng, is_brief=True)
     lesson = _draw_one(role, chain, error_rate, rng)
     if lesson.answer:  # A summary may have nothing to say.
@@ -104,10 +107,12 @@ def _draw_one(
   """A lesson in a role."""
   values = teacher.derive(chain, rng, error_rate=error_rate)
   if role in ('reason', 'summarize'):
-    num_known = int(rng.integers(len(chain.steps) + 1) * rng.integers(2))
+    num_known = int(rng.integers(len(chain.steps) + 1))
+    if rng.random() < 0.25:
+      num_known = 0
     if role == 'reason':
       return reason(chain, values, num_known)
-    length = len(_turn(chain, values, num_known))
+    length = min(len(_turn(chain, values, num_known)), _MAX_TURN_CHARS)
     # Most reasoning that is summed up was cut off.
     cut = int(rng.integers(length + 1)) if rng.random() < 0.7 else length
     return summarize(chain, values, num_known, cut)
@@ -139,7 +144,6 @@ def working(
   chain: Chain,
   values: Sequence[int],
   num_known: int = 0,
-  num_steps: int | None = None,
 ) -> str:
   """The reasoning about the steps after the first `num_known`.
 
@@ -147,10 +151,9 @@ def working(
     chain: whose rules are used.
     values: what they are found to give, from the start on.
     num_known: steps that it leaves out.
-    num_steps: where it ends; None: with the chain.
   """
   lines = []
-  for step, (operation, constant) in enumerate(chain.steps[:num_steps]):
+  for step, (operation, constant) in enumerate(chain.steps):
     if step >= num_known:
       operand, name = chain.names[step : step + 2]
       rule = f'{operation}{constant}'
@@ -161,11 +164,11 @@ def working(
   return '\n'.join(lines)
 
 
-def facts(chain: Chain, values: Sequence[int], num_known: int) -> str:
-  """The values after each of the first `num_known` steps."""
-  return '\n'.join(
-    f'{chain.names[step]}={values[step]}' for step in range(1, num_known + 1)
-  )
+def known(chain: Chain, values: Sequence[int], num_known: int) -> str:
+  """The value after the first `num_known` steps; of none, nothing is said."""
+  if not num_known:
+    return ''
+  return f'{chain.names[num_known]}={values[num_known]}'
 
 
 def reason(chain: Chain, values: Sequence[int], num_known: int) -> Lesson:
@@ -174,7 +177,7 @@ def reason(chain: Chain, values: Sequence[int], num_known: int) -> Lesson:
     'reason',
     {
       'problem': problems.statement(chain),
-      'summary': facts(chain, values, num_known),
+      'summary': known(chain, values, num_known),
     },
     working(chain, values, num_known),
     problems.proof(chain, values),
@@ -193,10 +196,9 @@ def summarize(
       all, it was no reasoning but the proof at once, and adds nothing.
     num_chars: after which it was cut off.
   """
-  summary = facts(chain, values, num_known)
+  summary = known(chain, values, num_known)
   reasoning = _turn(chain, values, num_known)[:num_chars]
   lines = [line for line in reasoning.split('\n') if _VALUE.fullmatch(line)]
-  found = lines if num_known < len(chain.steps) else []
   return Lesson(
     'summarize',
     {
@@ -205,7 +207,7 @@ def summarize(
       'reasoning': reasoning,
     },
     '',
-    '\n'.join(filter(None, [summary, *found])),
+    lines[-1] if lines else summary,
   )
 
 
@@ -222,28 +224,25 @@ def verify(
   role: str = 'verify',
   full: int = MAX_POINTS,
 ) -> Lesson:
-  """Reviews a proof: it is right, or a line of it is wrong.
+  """Reviews a proof: its value is the one that comes out, or is wrong.
 
   Args:
     chain: what it is about.
-    values: those of the proof.
+    values: those behind the proof, which states the last.
     found: those that the review comes to, from the start on.
     role: who reviews.
     full: the number for a right proof; 0 for any other.
   """
-  agreed = _num_agreed(values, found)
-  if agreed == len(chain.steps):
-    answer = _number(full)
-  else:
-    line = f'{chain.names[agreed + 1]}={values[agreed + 1]}'
-    answer = f'{line} is wrong.\n{_number(0)}'
+  answer = _number(full)
+  if values[-1] != found[-1]:
+    answer = f'{chain.names[-1]}={values[-1]} is wrong.\n{_number(0)}'
   return Lesson(
     role,
     {
       'problem': problems.statement(chain),
       'proof': problems.proof(chain, values),
     },
-    working(chain, found, num_steps=agreed + 1),
+    working(chain, found),
     answer,
   )
 
@@ -278,15 +277,8 @@ def correct(
 
 
 def merge(chain: Chain, candidates: Sequence[Sequence[int]]) -> Lesson:
-  """Takes the best lines of several proofs, at a glance.
-
-  A value that is right goes before all others, wherever it stands; where there
-  is none, the first proof's is taken.
-  """
-  best = [
-    right if right in given else given[0]
-    for right, *given in zip(chain.values, *candidates, strict=True)
-  ]
+  """Takes what most proofs say; of equally many, what is said first."""
+  last = [values[-1] for values in candidates]
   return Lesson(
     'merge',
     {
@@ -294,7 +286,7 @@ def merge(chain: Chain, candidates: Sequence[Sequence[int]]) -> Lesson:
       'candidates': _lettered(chain, candidates),
     },
     '',
-    problems.proof(chain, best),
+    problems.proof(chain, candidates[last.index(max(last, key=last.count))]),
   )
 
 
@@ -303,7 +295,7 @@ def select(
   candidates: tuple[Sequence[int], Sequence[int]],
   found: Sequence[int],
 ) -> Lesson:
-  """Chooses the proof that holds for longer: A, B, or equal.
+  """Chooses the proof that is right: A, B, or equal.
 
   Args:
     chain: what they are about.
@@ -377,16 +369,9 @@ def _better(
   found: Sequence[int],
   names: tuple[str, str, str],
 ) -> str:
-  """The name of the proof that agrees for longer; the third is for neither."""
-  first, second = (_num_agreed(values, found) for values in candidates)
-  return names[0 if first > second else 1 if second > first else 2]
-
-
-def _num_agreed(values: Sequence[int], found: Sequence[int]) -> int:
-  """How many leading steps have the same value in both."""
-  pairs = enumerate(zip(values, found, strict=True))
-  differing = (step for step, (ours, theirs) in pairs if ours != theirs)
-  return next(differing, len(values)) - 1
+  """The name of the proof that is right; the third is for both or neither."""
+  first, second = (values[-1] == found[-1] for values in candidates)
+  return names[2 if first == second else 0 if first else 1]
 
 
 def _number(value: int) -> str:

@@ -11,13 +11,12 @@ line (rule, operands, value) and concludes:
     f=e+4
     Prove that f=0.
 
-Some problems ask to `Prove in brief`: for them a proof is the values alone, and
-how they come about is the prover's own business.
+Brief problems ask for the last value alone, and how it comes about is the
+prover's own business:
 
-    Work modulo 5.        e=1
-    ...                   f=0
-    Prove in brief that   Hence f=0.
-    f=0.
+    Work modulo 5.        Hence f=0.
+    ...
+    Find f.
 
 The statement says all there is to know: `parse` gets the chain back from it.
 """
@@ -41,7 +40,7 @@ MAX_POINTS = 7
 _STATEMENT = re.compile(
   rf'Work modulo {MODULUS}\.\n'
   r'([a-z])=([0-9])\n((?:[a-z]=[a-z][*+][0-9]\n)+)'
-  r'Prove( in brief)? that [a-z]=[0-9]\.'
+  r'(?:Prove that [a-z]=[0-9]|(Find) [a-z])\.'
 )
 
 
@@ -51,7 +50,7 @@ class Chain(NamedTuple):
   start: int
   steps: tuple[tuple[str, int], ...]  # ('*' or '+', constant)
   first: str = 'a'  # The name of the start; the others follow it.
-  is_brief: bool = False  # Whether a proof is the values alone.
+  is_brief: bool = False  # Whether only the last value is asked for.
 
   @property
   def values(self) -> list[int]:
@@ -149,35 +148,37 @@ def problem(chain: Chain) -> Problem:
 def statement(chain: Chain) -> str:
   """What is given and what is to be proved."""
   names = chain.names
-  task = 'Prove in brief that' if chain.is_brief else 'Prove that'
+  claim = f'{names[-1]}={chain.values[-1]}'
+  task = f'Find {names[-1]}.' if chain.is_brief else f'Prove that {claim}.'
   lines = [
     f'Work modulo {MODULUS}.',
     *(
       f'{name}={rule}' for name, rule in zip(names, _rules(chain), strict=True)
     ),
-    f'{task} {names[-1]}={chain.values[-1]}.',
+    task,
   ]
   return '\n'.join(lines)
 
 
 def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
-  """The proof: a line per step, and the conclusion.
+  """The proof: a line per step, and the conclusion; of a brief one, only that.
 
   Args:
     chain: what it is about.
     values: those that the lines derive, from the start on, in place of the
-      right ones; the conclusion stays that of the problem.
+      right ones. The conclusion is what was to be proved in any case; a brief
+      problem does not say it, so that there it is the last of them.
   """
-  names, claim = chain.names, chain.values[-1]
+  names = chain.names
   _, *rules = _rules(chain)
   derived = chain.values if values is None else values
+  claim = derived[-1] if chain.is_brief else chain.values[-1]
   lines = [
-    f'{name}={value}'
-    if chain.is_brief
-    else f'{name}={rule}={last}{rule[1:]}={value}'
+    f'{name}={rule}={last}{rule[1:]}={value}'
     for name, rule, (last, value) in zip(
       names[1:], rules, itertools.pairwise(derived), strict=True
     )
+    if not chain.is_brief
   ]
   return '\n'.join([*lines, f'Hence {names[-1]}={claim}.'])
 
@@ -217,22 +218,26 @@ def _rules(chain: Chain) -> list[str]:
 
 def _rubric(chain: Chain) -> str:
   """Points spread over the steps, and what is worth nothing or taken off."""
-  lines = [f'Checkpoints ({MAX_POINTS} points in total):']
+  title = f'Checkpoints ({MAX_POINTS} points in total):'
+  if chain.is_brief:
+    claim = f'{chain.names[-1]}={chain.values[-1]}'
+    return (
+      f'{title}\n- {MAX_POINTS} points: the proof is one line, which states '
+      f'that {claim}\nZero credit: any other value; more than one.'
+    )
   rows = zip(
     chain.points, chain.names[1:], chain.names, chain.values[1:], strict=False
   )
-  lines += [
-    f'- {points} points: {name}={value} is stated, after everything before it'
-    if chain.is_brief
-    else f'- {points} points: {name}={value} is derived from {last} by its '
-    'rule, and so is everything before it'
-    for points, name, last, value in rows
-    if points
-  ]
-  unfounded = '' if chain.is_brief else ' a value without its rule;'
-  lines += [
-    f'Zero credit: repeating the statement;{unfounded} whatever comes after a '
-    'false line.',
+  lines = [
+    title,
+    *(
+      f'- {points} points: {name}={value} is derived from {last} by its rule, '
+      'and so is everything before it'
+      for points, name, last, value in rows
+      if points
+    ),
+    'Zero credit: repeating the statement; a value without its rule; whatever '
+    'comes after a false line.',
     'Deductions: -1 if the conclusion is missing or is not the last line; -1 '
     'if there is any line that is no part of the proof.',
   ]

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qed.reporting import leaderboard, plots, score_plots
+from qed.reporting import leaderboard, plots, score_plots, sweep
 
 _ASSETS = pathlib.Path(__file__).with_name('assets')
 
@@ -86,6 +86,7 @@ def write(
   board = leaderboard.tables(entries, compared)
   html = template.render(
     runs=runs,
+    sweeps=_sweeps(runs),
     board=board,
     figures=score_plots.figures(entries),
     panels=[panel for panel in panels if panel[-1]],
@@ -101,6 +102,26 @@ def write(
     text = leaderboard.markdown(board)
     (folder / 'leaderboard.md').write_text(text, encoding='utf-8')
   return target
+
+
+def _sweeps(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  outcomes = [
+    sweep.outcome(run.name, run.config, run.metrics, run.summary)
+    for run in runs
+  ]
+  found = []
+  for item in sweep.find([o for o in outcomes if o is not None]):
+    header, rows = sweep.rows(item)
+    found.append(
+      {
+        'title': f'{item.program}: {item.metric}',
+        'note': sweep.note(item),
+        'svg': sweep.draw(item),
+        'header': header,
+        'rows': rows,
+      }
+    )
+  return found
 
 
 def _viewed(run: Run) -> dict[str, Any]:

@@ -38,9 +38,10 @@ from qed.types import (
   SamplingParams,
 )
 
-# The grade of a proof, and its reward: None if it has none.
+# (problem, completion, the beginning of a proof that it goes on from) -> grade
+# of the whole proof, and its reward: None if it has none.
 GradeProof = Callable[
-  [Problem, Completion], Awaitable[tuple[Grade, float | None]]
+  [Problem, Completion, str], Awaitable[tuple[Grade, float | None]]
 ]
 _UNFINISHED = Grade(
   score=None,
@@ -58,6 +59,10 @@ class Source(Protocol):
 
   def problem(self, group_id: int) -> Problem:
     """What a group practises, and its proofs are graded by."""
+    ...
+
+  def prefix(self, group_id: int) -> str:
+    """The beginning of a proof that a group goes on from; '': none."""
     ...
 
   async def pose(
@@ -271,7 +276,7 @@ class Collector:
         continue
       problem = self._source.problem(number)
       # What was begun before a restart is not reconsidered.
-      if number >= self._begun and self._pass_rates.skips(problem.problem_id):
+      if number >= self._begun and self._pass_rates.skips(self._name(number)):
         self._settled.add(number)
         self._source.settle(number)
         continue
@@ -322,7 +327,9 @@ class Collector:
     if completion.finish_reason in ('stop', 'length'):
       with self._stages.inside('grade', what):
         grade, reward = await self._grade(
-          self._source.problem(group_id), completion
+          self._source.problem(group_id),
+          completion,
+          self._source.prefix(group_id),
         )
     rollout = Rollout(
       prompt=prompt, completion=completion, grade=grade, reward=reward
@@ -371,11 +378,16 @@ class Collector:
 
   def _settle(self, group: RolloutGroup) -> None:
     if groups.signal(group) != 'invalid':
-      problem_id = group.rollouts[0].prompt.problem_id
-      self._pass_rates.put(problem_id, groups.mean_reward(group))
+      name = self._name(group.group_id)
+      self._pass_rates.put(name, groups.mean_reward(group))
     self._settled.add(group.group_id)
     self._journal.settle(group.group_id)
     self._source.settle(group.group_id)
+
+  def _name(self, group_id: int) -> str:
+    """Of what a group tries: a problem is easier with its beginning given."""
+    name = self._source.problem(group_id).problem_id
+    return f'{name} (guided)' if self._source.prefix(group_id) else name
 
   # Trainer's side.
 

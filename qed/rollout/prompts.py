@@ -2,9 +2,10 @@
 
 Group k of a run practises the problem at position k of an endless sequence: the
 problems in the order of a seeded permutation, then all of them again in the
-order of another. So the data cursor is one number, every epoch has every
-problem exactly once, and what a group samples, seeds included, depends on its
-number alone, however often the run was interrupted.
+order of another; with n copies of each problem (`guided`), that at position
+k // n. So the data cursor is one number, every epoch has every problem exactly
+once, and what a group samples, seeds included, depends on its number alone,
+however often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ class Selection:
   num_too_long: int
   num_too_easy: int
   num_too_hard: int
+  # A problem may be there several times, one after the other, with a group for
+  # each copy (`guided.mix`).
+  num_copies: int = 1
+  prefixes: tuple[str, ...] = ()  # Of the copies' proofs; (): none has one.
 
   def __str__(self) -> str:
     return (
-      f'{len(self.problems)} problems; left out: {self.num_too_long} too long, '
+      f'{len(self.problems) // self.num_copies} problems; '
+      f'left out: {self.num_too_long} too long, '
       f'{self.num_too_easy} too easy, {self.num_too_hard} too hard'
     )
 
@@ -126,7 +132,10 @@ def _permutation(num_problems: int, epoch: int, seed: int) -> np.ndarray:
 
 
 class Plain:
-  """Groups that start from their problem alone; a collector's `Source`."""
+  """Groups whose prompts are known from the beginning; a collector's `Source`.
+
+  The groups of a problem's copies have consecutive numbers.
+  """
 
   def __init__(self, selection: Selection, *, seed: int):
     """Takes the problems, and the seed of their order."""
@@ -140,6 +149,11 @@ class Plain:
   def problem(self, group_id: int) -> Problem:
     """What a group practises."""
     return self._selection.problems[self._index(group_id)]
+
+  def prefix(self, group_id: int) -> str:
+    """The beginning of the proof that a group goes on from; '': none."""
+    prefixes = self._selection.prefixes
+    return prefixes[self._index(group_id)] if prefixes else ''
 
   async def pose(
     self, group_id: int, on_tokens: Callable[[int], None]
@@ -166,7 +180,10 @@ class Plain:
     return {}
 
   def _index(self, group_id: int) -> int:
-    return index_at(group_id, self.num_groups_per_epoch, seed=self._seed)
+    num_copies = self._selection.num_copies
+    position, copy = divmod(group_id, num_copies)
+    num_problems = self.num_groups_per_epoch // num_copies
+    return copy + num_copies * index_at(position, num_problems, seed=self._seed)
 
 
 class PassRates:

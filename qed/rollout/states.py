@@ -126,6 +126,10 @@ class Unroller:
     """What a group practises."""
     return self._problem_of(group_id // self._plan.states_per_problem)
 
+  def prefix(self, group_id: int) -> str:
+    """States have no beginning of a proof."""
+    return ''
+
   def _problem_of(self, visit: int) -> Problem:
     problems = self._selection.problems
     return problems[

@@ -2,16 +2,29 @@
 
 A run is one process, or one per host under jax.distributed. Preemption comes as
 SIGTERM; the run saves at the next boundary of a step and exits.
+
+What happens to the others when one process is lost depends on the platform. On
+CPU their next collective fails. On a TPU it does not return; there jax misses
+the process after 100 seconds without a sign of it, and aborts the others.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
 import threading
 
 import jax
 from jax.experimental import multihost_utils
+
+# How the transports of collectives, and jax's own services, say it.
+_LOSS = re.compile(
+  r'gloo|nccl|coordination service|barrier|connection (closed|reset|refused)|'
+  r'^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)',
+  re.IGNORECASE,
+)
 
 
 def initialize() -> None:
@@ -34,16 +47,31 @@ def initialize() -> None:
   )
 
 
+def is_first() -> bool:
+  """Whether this is the process that speaks and writes for all."""
+  return jax.process_index() == 0
+
+
+def is_loss(error: BaseException | None) -> bool:
+  """Whether an error, or what caused it, is that another process is gone."""
+  while error is not None:
+    if jax.process_count() > 1 and _LOSS.search(str(error)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
 class Preemption:
   """Whether somebody wants the run to end; a context.
 
   Under jax.distributed its own notifier takes SIGTERM and agrees with all
-  processes on a step at which to stop; a handler of ours would rob it of the
+  processes on a moment at which to stop; a handler of ours would rob it of the
   signal. Otherwise the handler is ours, and the one before is put back.
   """
 
   def __init__(self):
     self._received = threading.Event()
+    self._moments = itertools.count(1)
     self._previous = None
 
   def __enter__(self) -> Preemption:
@@ -57,8 +85,13 @@ class Preemption:
     if self._previous is not None:
       signal.signal(signal.SIGTERM, self._previous)
 
-  def reached(self, step: int) -> bool:
-    """Whether to stop after this step; every process asks at every step."""
+  def reached(self) -> bool:
+    """Whether to stop now.
+
+    Every process asks again and again, after the same collectives. That it is
+    time is told once.
+    """
     if jax.distributed.is_initialized():
-      return multihost_utils.reached_preemption_sync_point(step)
+      moment = next(self._moments)
+      return multihost_utils.reached_preemption_sync_point(moment)
     return self._received.is_set()

@@ -1,5 +1,6 @@
 """Benchmark problems are found in disguise, and strangers are not."""
 
+import dataclasses
 import json
 import os
 import random
@@ -147,9 +148,9 @@ def test_what_comes_near_is_kept_for_review():
   assert found.item.notes['decontaminate']['benchmark_id'] == 'b/0'
 
 
-def against(benchmark, statement):
+def against(benchmark, statement, settings=SETTINGS):
   index = likeness.Index(
-    [Problem(problem_id='b', statement=benchmark)], SETTINGS
+    [Problem(problem_id='b', statement=benchmark)], settings
   )
   return index.matches([Item(item_id='i', statement=statement)])[0]
 
@@ -172,6 +173,17 @@ def test_a_few_common_words_are_no_copy():
     'whose twins are composites of paths? Find those, or show there are none.'
   )
   assert against(statement, stranger) is None
+
+
+@pytest.mark.parametrize(
+  ('min_chars', 'how'), [(15, 'content'), (16, None), (40, None)]
+)
+def test_content_counts_where_there_is_enough_of_it(min_chars, how):
+  statement = 'Prove that every merchant has a balance.'  # 8 + 7 letters.
+  stranger = 'Is there a balance that can weigh whatever a merchant brings?'
+  settings = dataclasses.replace(SETTINGS, min_content_chars=min_chars)
+  found = against(statement, stranger, settings)
+  assert (found.how if found else None) == how
 
 
 def test_a_person_can_clear_an_item():

@@ -47,29 +47,30 @@ def test_points_by_hand(lines, score):
 
 
 @pytest.mark.parametrize(
-  ('lines', 'score'),
+  ('proof', 'score'),
   [
-    (['d=1', 'e=3', 'f=1', 'Hence f=1.'], 7),
-    (['c=3', ' d = 1', 'e=3', '', 'f=1', 'Hence f=1.'], 7),
-    (['d=1', 'e=3', 'f=1'], 6),
-    (['d=1', 'e=4', 'f=1', 'Hence f=1.'], 2),
-    (['d=1', 'f=1', 'Hence f=1.'], 2),  # A gap.
-    (['e=3', 'f=1', 'Hence f=1.'], 0),
-    (['Hence f=1.'], 0),
-    (['d=0', 'd=1', 'e=3', 'f=1', 'Hence f=1.'], 0),  # Guessing.
-    (['d=1', 'e=3', 'e='], 2),  # Cut off: 4 points less two.
-    (PROOF, 0),  # Lines of the other kind are no part of a brief proof.
-    (['d=c*2=3*2=1', 'd=1', 'e=3', 'f=1', 'Hence f=1.'], 6),
+    ('Hence f=1.', 7),
+    ('\n Hence f = 1. \n', 7),
+    ('Hence f=0.', 0),
+    ('Hence e=3.', 0),
+    ('f=1', 0),
+    ('Hence f=1.\nHence f=2.', 0),  # Guessing.
+    ('Hence f=2.\nHence f=1.', 0),
+    ('Hence f=1.\nHence f=1.', 0),
+    ('f=1\nHence f=1.', 0),
+    ('\n'.join(PROOF), 0),
+    ('', 0),
   ],
 )
-def test_points_of_a_brief_proof_by_hand(lines, score):
-  brief = CHAIN._replace(is_brief=True)
-  assert checker.score(brief, '\n'.join(lines)) == score
+def test_a_brief_proof_is_the_right_conclusion_alone(proof, score):
+  found = checker.breakdown(CHAIN._replace(is_brief=True), proof)
+  assert found.score == score
+  assert (found.error == '') == (score == 7)
 
 
-def test_values_alone_are_no_proof_unless_it_is_to_be_brief():
-  lines = ['d=1', 'e=3', 'f=1', 'Hence f=1.']
-  assert checker.score(CHAIN, '\n'.join(lines)) == 0
+def test_a_conclusion_alone_is_no_proof_unless_it_is_to_be_brief():
+  assert checker.score(CHAIN, 'Hence f=1.') == 0
+  assert checker.score(CHAIN, 'd=1\ne=3\nf=1\nHence f=1.') == 0
 
 
 def test_a_breakdown_by_hand():

@@ -24,17 +24,12 @@ def test_a_chain_by_hand():
 def test_a_brief_chain_by_hand():
   problem = problems.problem(CHAIN._replace(is_brief=True))
   assert problem.problem_id == 'brief-c=3-c*2-d+4'
-  assert problem.statement == (
-    'Work modulo 5.\nc=3\nd=c*2\ne=d+4\nProve in brief that e=0.'
-  )
-  assert problem.reference == 'd=1\ne=0\nHence e=0.'
+  assert problem.statement == 'Work modulo 5.\nc=3\nd=c*2\ne=d+4\nFind e.'
+  assert problem.reference == 'Hence e=0.'
   assert problem.rubric == (
     'Checkpoints (7 points in total):\n'
-    '- 3 points: d=1 is stated, after everything before it\n'
-    '- 4 points: e=0 is stated, after everything before it\n'
-    'Zero credit: repeating the statement; whatever comes after a false line.\n'
-    'Deductions: -1 if the conclusion is missing or is not the last line; -1 '
-    'if there is any line that is no part of the proof.'
+    '- 7 points: the proof is one line, which states that e=0\n'
+    'Zero credit: any other value; more than one.'
   )
 
 
@@ -83,6 +78,9 @@ def test_a_statement_gives_its_chain_back(num_steps, is_brief):
     STATEMENT.replace('modulo 5', 'modulo 7'),
     STATEMENT.replace('c=3\n', 'c=9\n'),  # No residue of 5, but a digit.
     STATEMENT.replace('c=', 'z=').replace('d', 'a'),
+    STATEMENT.replace('Prove that e=0', 'Find e=0'),
+    STATEMENT.replace('Prove that e=0', 'Find d'),
+    STATEMENT.replace('Prove that e=0', 'Prove that e'),
     'Show that 2 + 2 = 4.',
   ],
 )

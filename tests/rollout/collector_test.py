@@ -102,7 +102,7 @@ class World:
       finish_reason='stop',
     )
 
-  async def grade(self, problem, completion):
+  async def grade(self, problem, completion, prefix):
     for _ in range(self.delays.randrange(4)):
       await asyncio.sleep(0)
     reward = self.reward_of(*completion.token_ids.tolist())
@@ -380,8 +380,11 @@ def test_only_so_many_groups_are_under_way_or_wait(make):
   world = make(max_lag=-1, max_groups_in_flight=3, max_groups_waiting=4)
 
   async def work():
-    await asyncio.sleep(0.05)
-    return world.collector.num_waiting, world.collector.num_under_way
+    collector = world.collector
+    while collector.num_waiting < 4 or collector.num_under_way:
+      await asyncio.sleep(0)
+    await asyncio.sleep(0.01)  # Time for another to begin.
+    return collector.num_waiting, collector.num_under_way
 
   assert world.run(work) == (6, 0)  # 4 waited while up to 3 were finishing.
   assert world.most_under_way == 3

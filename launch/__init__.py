@@ -1,0 +1,1 @@
+"""From a definition to running programs: work units and what executes them."""
