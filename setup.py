@@ -66,7 +66,9 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['qed', 'qed.*', 'experiments']),
+  packages=setuptools.find_packages(
+    include=['qed', 'qed.*', 'experiments', 'launch']
+  ),
   package_data={
     'qed': [
       'data/texts/*.md',

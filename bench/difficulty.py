@@ -75,6 +75,7 @@ def opened(path: pathlib.Path):
     kv_dtype='float32',
   )
   draws = engine.Engine(model, layout, dtype='float32')
+  draws.warm_up(params)
   driver = scheduler.Scheduler(draws, params)
   sampling = types.SimpleNamespace(
     temperature=1.0, top_p=1.0, top_k=0, max_tokens=MAX_TOKENS

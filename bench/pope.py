@@ -251,21 +251,28 @@ def evaluate(
   from qed.data.problems import load_problems
   from qed.miniature import problems
 
-  found = {}
-  with difficulty.opened(path) as model:
-    for name in FILES:
-      rows, _ = load_problems(workdir / f'{name}.jsonl', malformed='refuse')
-      items = [difficulty.item(problems.parse(row.statement)) for row in rows]
-      done = asyncio.run(
-        difficulty.with_judge(
-          lambda grade, items=items: difficulty.estimated(
-            items, model, grade, num_attempts
-          ),
-          workdir / 'eval',
+  files = {}
+  for name in FILES:
+    rows, _ = load_problems(workdir / f'{name}.jsonl', malformed='refuse')
+    chains = [problems.parse(row.statement) for row in rows]
+    files[name] = [difficulty.item(chain) for chain in chains]
+
+  async def work(grade):
+    return {
+      name: [
+        list(found.scores)
+        for found in await difficulty.estimated(
+          items, model, grade, num_attempts
         )
-      )
-      found[name] = [list(x.scores) for x in done]
-  return found
+      ]
+      for name, items in files.items()
+    }
+
+  with (
+    difficulty.opened(path) as model,
+    tempfile.TemporaryDirectory() as scratch,
+  ):
+    return asyncio.run(difficulty.with_judge(work, pathlib.Path(scratch)))
 
 
 def summarize(runs: list[dict], before: dict) -> dict:

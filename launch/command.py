@@ -103,13 +103,21 @@ class Command:
     return place.tpu, dict(place.overrides)
 
   def launch(self) -> int:
-    """Prints what the executor would do, or has it done."""
+    """Has the executor run the work units, or prints what it would do.
+
+    Raises:
+      UsageError: it cannot run them, which is told before any is run.
+    """
     units = self.experiment.work_units
+    try:
+      rendered = [self.executor.render(unit) for unit in units]
+    except ValueError as error:
+      raise app.UsageError(str(error)) from error
     if not self.is_dry:
       return self.executor.submit(units)
-    for unit in units:
+    for unit, found in zip(units, rendered, strict=True):
       print(f'# {unit.name}')
-      print(shown(self.executor.render(unit)))
+      print(shown(found))
     return cli.DONE
 
 
@@ -175,7 +183,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
   text('config', None, 'FILE[:ARM] of experiments/')
   text('name', '', "of the experiment; the config's file if not given")
-  text('root', 'runs', 'the folder, or gs:// address, of the run directories')
+  text('root', 'runs', 'the folder of the run directories')
   text(
     'tpu',
     '',
@@ -183,19 +191,19 @@ def _define_flags(values: flags.FlagValues) -> None:
     'launch/topologies.py knows what fits; for executors that have TPUs',
   )
   flags.DEFINE_multi_string(
-    'arms', [], 'an arm, or a pattern such as *; repeat it', flag_values=values
+    'arms', [], 'an arm, or a pattern such as *', flag_values=values
   )
   flags.DEFINE_multi_string(
     'sweep',
     [],
-    'FIELD=VALUE,VALUE of the config; repeat it for every combination',
+    'FIELD=VALUE,VALUE of the config; of several, every combination is a run',
     flag_values=values,
   )
   flags.DEFINE_multi_string(
     'layout',
     [],
     'FIELD=VALUE of the config that says how to divide the work and is no part '
-    "of a run's identity, such as mesh.context=2; repeat it",
+    "of a run's identity, such as mesh.context=2",
     flag_values=values,
   )
   flags.DEFINE_enum(

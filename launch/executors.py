@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
+import re
 import typing
 from typing import Any
 
@@ -37,10 +39,9 @@ def define_flags(name: str, values: flags.FlagValues) -> None:
   kind = kind_of(name)
   hints = typing.get_type_hints(kind)
   for field in dataclasses.fields(kind):
-    about = f'{field.name} of {kind.__name__}'
-    default = _default(field)
+    about, default = _described(kind, field.name), _default(field)
     if default is dataclasses.MISSING:
-      default, about = None, f'{about}; it must be given'
+      default, about = None, f'{about} It must be given.'
     _DEFINE[hints[field.name]](
       f'{name}.{field.name}', default, about, flag_values=values
     )
@@ -63,6 +64,13 @@ def make(name: str, values: flags.FlagValues) -> Executor:
     return kind(**given)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
+
+
+def _described(kind: type, field: str) -> str:
+  """What the docstring of an executor says about one of its attributes."""
+  text = inspect.getdoc(kind) or ''
+  found = re.search(rf'^  {field}: (.*(?:\n    .*)*)', text, re.MULTILINE)
+  return ' '.join(found[1].split()) if found else ''
 
 
 def _default(field: dataclasses.Field) -> Any:

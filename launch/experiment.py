@@ -234,7 +234,8 @@ class Experiment:
 
   Attributes:
     name: the beginning of every work unit's name.
-    root: the folder, or gs:// address, of all run directories.
+    root: the folder of all run directories; one that machines share if there
+      are several.
     work_units: in the order in which they were added.
   """
 

@@ -6,9 +6,9 @@ jax.distributed. The output of each process goes to WORKDIR/logs/, and to the
 terminal with the process's name in front.
 
 When a process of a job dies, the others are killed, and its exit code says
-whether the job is started again; a service is started again alone. SIGTERM and
-Ctrl-C are passed on as SIGTERM, upon which programs save their state; a second
-one kills. To launch again is to go on.
+whether the job is started again; a service is started again alone. SIGTERM,
+SIGHUP and Ctrl-C are passed on as SIGTERM, upon which programs save their
+state; a second one kills. To launch again is to go on.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ class LocalProcesses:
   """Runs some work units at a time.
 
   Attributes:
-    n: how many.
-    devices_per_process: that jax sees on the CPU; 0: what the job requires.
-    platform: of jax; '' leaves the choice to it.
-    max_restarts: one after the other without anything new saved.
-    backoff_secs: before the first of these; twice as long before each next.
+    n: work units at a time.
+    devices_per_process: what jax sees of the CPU; 0: what the job requires.
+    platform: of jax, such as cpu or cuda; '' leaves the choice to it.
+    max_restarts: of a job, one after the other, without anything new saved.
+    backoff_secs: before the first of these restarts; twice as long before each
+      of the next.
     grace_secs: from SIGTERM to SIGKILL.
     python: the interpreter of the programs.
   """
@@ -179,21 +180,28 @@ def _speaker(number: int):
 
   def say(who: str, line: str) -> None:
     place = f'{number} {who}' if who else f'{number}'
-    print(f'[{place}] {line}', flush=True)
+    with contextlib.suppress(OSError):  # Work goes on without a terminal.
+      print(f'[{place}] {line}', flush=True)
 
   return say
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Stop]:
-  """Counts SIGTERM and SIGINT, and puts back who had them before."""
+  """Counts signals that ask to stop, and puts back who had them before.
+
+  What is ignored, as `nohup` does with SIGHUP, stays so.
+  """
   stop = Stop()
 
   def count(*_):
     stop.level = min(stop.level + 1, 2)
 
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  before = {number: signal.signal(number, count) for number in numbers}
+  before = {
+    number: signal.signal(number, count)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    if signal.getsignal(number) is not signal.SIG_IGN
+  }
   try:
     yield stop
   finally:

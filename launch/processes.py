@@ -102,15 +102,15 @@ class Process:
 class Gang:
   """The processes of one job, none of which goes on without the others."""
 
-  def __init__(self, processes: Sequence[Process]):
-    """Takes over processes that are running."""
+  def __init__(self, processes: Sequence[Process], *, began: float):
+    """Takes over processes that were started at this time."""
     self.processes = tuple(processes)
-    self._began = time.monotonic()
+    self._began = began
     self._first_end: float | None = None
 
   @property
   def secs(self) -> float:
-    """Since it began."""
+    """Since it began, on the clock of time.monotonic()."""
     return time.monotonic() - self._began
 
   def is_running(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from launch import container, exit_codes, topologies
+from launch import container, exit_codes, run_dirs, topologies
 from launch.experiment import Cpu, Job, Tpu, WorkUnit
 
 OUTCOME = 'qed-outcome'
@@ -84,20 +84,33 @@ done &
 """
 # A service is stopped from outside; by itself it never is done.
 _SERVICE = f'[ "$code" -ne {exit_codes.DONE} ] || code={exit_codes.RESTART}\n  '
+# A line of attempts.jsonl, as launch/run_dirs.py writes and reads it.
+_ATTEMPT = (
+  '{{"time": "%s", "job": "{job}", "exit_codes": [%d], "verdict": "%s", '
+  '"secs": %d}}\\n'
+)
 _LOOP = """\
 strikes=0
 while true; do
   docker rm --force {container} >/dev/null 2>&1
+  began=$SECONDS
   {command} >> {log} 2>&1
   code=$?
-  {rule}echo "{job} on machine $index ended with code $code"
-  [ "$code" -ne {done} ] || break
-  if [ "$code" -eq {restart} ] || [ "$code" -ge {first_signal} ]; then
+  {rule}verdict=permanent
+  if [ "$code" -eq {done} ]; then
+    verdict=done
+  elif [ "$code" -eq {restart} ] || [ "$code" -ge {first_signal} ]; then
+    verdict=restart
     strikes=0
   else
     strikes=$((strikes + 1))
-    [ "$strikes" -lt {max_strikes} ] || break
+    [ "$strikes" -ge {max_strikes} ] || verdict=restart
   fi
+  echo "{job} on machine $index ended with code $code: $verdict"
+  [ "$index" -ne 0 ] || printf '{attempt}' \\
+    "$(date --utc --iso-8601=seconds)" "$code" "$verdict" \\
+    "$((SECONDS - began))" >> {attempts}
+  [ "$verdict" = restart ] || break
   sleep 5
 done
 echo "$index $code" > {state}/outcome
@@ -202,6 +215,8 @@ class StartupScript:
       job=job.name,
       done=exit_codes.DONE,
       rule=_SERVICE if job.is_service else '',
+      attempt=_ATTEMPT.format(job=job.name),
+      attempts=shlex.quote(f'{_workdir(unit)}/{run_dirs.ATTEMPTS}'),
       restart=exit_codes.RESTART,
       first_signal=exit_codes.FIRST_SIGNAL,
       max_strikes=_MAX_STRIKES if num_hosts > 1 else 1,

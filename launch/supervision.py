@@ -255,7 +255,7 @@ class Supervisor:
   def _start(self, job: Job) -> Gang:
     ports = {f'{{port:{n}}}': str(p) for n, p in self._ports.items()}
     environment = child_environment(os.environ, self._unit, job)
-    processes = []
+    processes, began = [], time.monotonic()
     for index in range(job.num_processes):
       argv = []
       for word in self._commands[job.name, index]:
@@ -272,7 +272,7 @@ class Supervisor:
           show=lambda line, who=who: self._say(who, line),
         )
       )
-    return Gang(processes)
+    return Gang(processes, began=began)
 
   def _look_around(
     self, gang: Gang | None = None

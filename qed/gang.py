@@ -19,15 +19,17 @@ import pickle
 import queue
 import threading
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from qed import startup
-from qed.learner import Learner
-from qed.training.processes import Preemption
+
+if TYPE_CHECKING:
+  from qed.learner import Learner
+  from qed.training.processes import Preemption
 
 _BEAT_SECS = 1.0
 _MIN_BYTES = 1 << 10

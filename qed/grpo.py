@@ -37,7 +37,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -239,6 +239,8 @@ class Loop:
     self, open_sampler: OpenSampler, open_grader: OpenGrader
   ) -> None:
     """Opens what the run needs, and runs it."""
+    from qed.training import metrics
+
     run, done = self._run, self._trainer.num_done
     if self._is_complete:
       return
@@ -263,8 +265,16 @@ class Loop:
       self._source = await stack.enter_async_context(source)
       self._collector = self._make_collector()
       self._collector.restore(self._account.collector, step=done)
-      with _metrics(run, done) as (writer, progress):
-        await self._work(watch, writer, progress)
+      training = run.config.training
+      writer, progress = stack.enter_context(
+        metrics.opened(
+          run.workdir,
+          done=done,
+          num_steps=training.total_steps,
+          wandb_project=training.wandb_project,
+        )
+      )
+      await self._work(watch, writer, progress)
 
   async def _work(
     self, watch: asyncio.Task, writer: Writer, progress: Progress
@@ -369,7 +379,8 @@ class Loop:
     every = run.config.health.inspect_interval_steps
     if every and done % every == 0:
       lines.append(
-        run.workdir / 'inspected.jsonl', self._inspected(update, done)
+        run.workdir / 'inspected.jsonl',
+        update.inspected_lines(done, run.words.decode),
       )
     busy, elapsed = self._stages.lap()
     finished = self._collector.report()
@@ -402,23 +413,6 @@ class Loop:
     book = self._collector.book_as_json()
     rundir.write_json(self._run.workdir / 'ledger.json', book)
     return book
-
-  def _inspected(self, update: Update, step: int) -> list[dict[str, Any]]:
-    decode = self._run.words.decode
-    return [
-      {
-        'step': step,
-        'group_id': share.group.group_id,
-        'rollout': member,
-        'advantage': float(share.advantages[member]),
-        'trainer_logprobs': [float(x) for x in logprobs],
-        'tokens': [
-          decode([token])
-          for token in share.group.rollouts[member].completion.token_ids
-        ],
-      }
-      for share, member, logprobs in update.inspected
-    ]
 
   def _illness(self, record: Mapping[str, float]) -> HealthError | None:
     """Why the run should not go on, if so."""
@@ -569,24 +563,6 @@ def _failure(tasks: Sequence[asyncio.Task]) -> BaseException | None:
         error = error.exceptions[0]
       return error
   return None
-
-
-@contextlib.contextmanager
-def _metrics(run: Run, done: int) -> Iterator[tuple[Writer, Progress]]:
-  from qed.training import metrics
-
-  training = run.config.training
-  with (
-    metrics.Writer(
-      run.workdir,
-      first_step=done + 1,
-      wandb_project=training.wandb_project,
-    ) as writer,
-    metrics.Progress(
-      first_step=done, num_steps=training.total_steps
-    ) as progress,
-  ):
-    yield writer, progress
 
 
 def _figures(record: Mapping[str, float]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,24 @@ class Update(NamedTuple):
   # (share, member, float32 [n]).
   inspected: list[tuple[Share, int, np.ndarray]]
   weights: Any  # As of `Learner.hand_out`.
+
+  def inspected_lines(
+    self, step: int, decode: Callable[[Sequence[int]], str]
+  ) -> list[dict[str, Any]]:
+    """For a file: what was inspected at a step, with the text of each token."""
+    return [
+      {
+        'step': step,
+        'group_id': share.group.group_id,
+        'rollout': member,
+        'advantage': float(share.advantages[member]),
+        'trainer_logprobs': [float(x) for x in logprobs],
+        'tokens': [
+          decode([token]) for token in _completion(share, member).token_ids
+        ],
+      }
+      for share, member, logprobs in self.inspected
+    ]
 
 
 class Trainer:

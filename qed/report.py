@@ -7,7 +7,8 @@
 
 The page of a single run goes into its own folder: RUN_DIR/report/index.html.
 It opens from disk and needs no network. A folder whose subfolders are runs,
-such as that of `qed demo`, stands for all of them.
+such as that of `qed demo`, stands for all of them. Of runs that differ in their
+config the page has the sweep, too: the final metric against what was swept.
 """
 
 from __future__ import annotations

@@ -269,14 +269,12 @@ def _loop(
   done = int(state.step)
   batch = run.batches[done] if done < run.num_steps else None
   compiled = set()
-  with (
-    metrics.Writer(
-      run.workdir,
-      first_step=done + 1,
-      wandb_project=run.config.training.wandb_project,
-    ) as writer,
-    metrics.Progress(first_step=done, num_steps=run.num_steps) as progress,
-  ):
+  with metrics.opened(
+    run.workdir,
+    done=done,
+    num_steps=run.num_steps,
+    wandb_project=run.config.training.wandb_project,
+  ) as (writer, progress):
     while done < run.num_steps:
       began = time.monotonic()
       state, values = update(state, steps.place_batch(batch, run.mesh))

@@ -218,6 +218,10 @@ BOUNDS = {
     ('rollout.group_size', [2], [1]),
     ('rollout.max_lag', [-1, 0], [-2]),
     ('rollout.states_per_problem', [0], [-1]),
+    ('rollout.guided_per_problem', [0], [-1]),
+    ('rollout.unguided_per_problem', [1], [-1]),
+    ('guidance.prompt', ['x'], ['']),
+    ('guidance.pass_score', [1, 7], [0, 8]),
     ('cache.num_turns', [1], [0]),
     ('cache.reason_prompt', ['x'], ['']),
     ('cache.summary.max_tokens', [1], [0]),
@@ -287,6 +291,11 @@ CACHED = {
   'problems.prompt': 'cache_reason',
   'problems.max_prompt_tokens': 3_000,
   'packing.row_length': 53_000,
+}
+GUIDED = {
+  'rollout.guided_per_problem': 1,
+  'rollout.problems_per_step': 32,
+  'guidance.paths': ('prefixes.jsonl',),
 }
 # What cannot go together, the path that the error names, a word of the rule.
 COMBINATIONS = {
@@ -471,6 +480,36 @@ COMBINATIONS = {
     'loss.correction_high',
     "'none'",
   ),
+  'guided groups without beginnings': (
+    'grpo',
+    GUIDED | {'guidance.paths': ()},
+    'guidance.paths',
+    'or neither',
+  ),
+  'beginnings for no group': (
+    'grpo',
+    {'guidance.paths': ('prefixes.jsonl',)},
+    'guidance.paths',
+    'or neither',
+  ),
+  'problems without groups': (
+    'grpo',
+    {'rollout.unguided_per_problem': 0},
+    'rollout.unguided_per_problem',
+    'they are 0 and 0',
+  ),
+  'guided groups that start from states': (
+    'grpo',
+    CACHED | GUIDED,
+    'rollout.unguided_per_problem',
+    'they are 1 and 1',
+  ),
+  'more groups with guided ones than may wait': (
+    'grpo',
+    GUIDED | {'rollout.max_groups_waiting': 63},
+    'rollout.max_groups_waiting',
+    'the 64 groups',
+  ),
   'RL from a truncated distribution': (
     'grpo',
     {'sampling.top_p': 0.95},
@@ -575,6 +614,8 @@ def test_every_possible_neighbor_of_these_combinations_is_accepted():
         'loss.z_score_ddof': 1,
       },
     ),
+    ('grpo', GUIDED),
+    ('grpo', GUIDED | {'rollout.unguided_per_problem': 0}),
     ('grpo', {'loss.dual_clip': 3.0, 'loss.kind': 'gspo'}),
     ('grpo', {'loss.correction': 'truncate', 'loss.correction_high': 2.0}),
     ('grpo', {'loss.sequence_mean': True}),

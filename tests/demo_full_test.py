@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from absl import app
 
 from qed import cli, demo_full, solving
 from qed.data import problems as files
@@ -51,12 +52,12 @@ def answer(prompt, *, max_tokens=1_000):
   elif role == 'reason':
     lesson = lessons.reason(chain, chain.values, num_known(chain, lines))
   elif role == 'summarize':
-    values = [line for line in lines if re.fullmatch('[a-z]=[0-9]', line)]
+    values = [line for line in lines if re.fullmatch('[a-z] is [0-9]', line)]
     return '\n</think>\n\n' + ''.join(values[-1:])
   else:
     # Only the last value of each is read.
     proofs = [
-      [*chain.values[:-1], int(line[8])]
+      [*chain.values[:-1], int(line[11])]
       for line in lines
       if line.startswith('Hence')
     ]
@@ -75,7 +76,9 @@ def answer(prompt, *, max_tokens=1_000):
   text = f'{lesson.reasoning}\n</think>\n\n{lesson.answer}'.lstrip('\n')
   # As the tokenizer has it, less the token that ends the turn.
   tokens = re.findall(
-    r'</think>|Hence| ?[a-z]=(?:[a-z][+*])?|.', text, re.DOTALL
+    r'</think>|Hence|[a-z]=[a-z][+*][0-9]| is| [0-9]\.?| [a-z+*]|.',
+    text,
+    re.DOTALL,
   )
   if len(tokens) >= max_tokens:
     return scripted.cut(''.join(tokens[:max_tokens]))
@@ -168,7 +171,7 @@ def test_every_prompt_of_a_scaffold_is_one_that_was_taught():
 def _shape(text):
   """A text without its names and digits."""
   text = re.sub('[0-9]', '#', re.sub('[+*]', '+', text))
-  text = re.sub(r'\b[a-z](?=[+=])|(?<=Find )[a-z]', 'x', text)
+  text = re.sub(r'\b[a-z](?=[+=]| is)|(?<=Find )[a-z]', 'x', text)
   return re.sub(r'(?<=[a-z]=)[a-z](?=[+])', 'x', text)
 
 
@@ -289,3 +292,20 @@ def test_the_summary_has_turns_and_scaffolds_of_all_models(
   capsys.readouterr()
   demo_full._print_tables(found)
   assert 'nomos' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('score', 'goes_on'), [(0.69, False), (0.71, True)])
+def test_a_model_that_is_still_on_its_plateau_ends_it(tmp_path, score, goes_on):
+  folder = tmp_path / 'evaluate-sft' / 'single'
+  folder.mkdir(parents=True)
+  found = {
+    'score': {'value': score, 'low': 0.0, 'high': 1.0, 'n': 2},
+    'tokens': {'completion': 40.0, 'calls': 1.0},
+    'problem_scores': {'brief-c=3-c*2': [0, 7]},
+  }
+  (folder / 'summary.json').write_text(json.dumps({'evaluations': [found]}))
+  if goes_on:
+    demo_full._check_signal(tmp_path)
+  else:
+    with pytest.raises(app.UsageError, match='the mean score is 0'):
+      demo_full._check_signal(tmp_path)

@@ -14,9 +14,10 @@ import pathlib
 import sys
 
 import jax
+from absl import app
 
-from qed import cli, gang
-from qed.rollout import weights
+from qed import cli, learner
+from qed.rollout import health, weights
 from tests import grpo_test
 
 REMOTE = {
@@ -70,14 +71,14 @@ def disturb(fault, step, parts):
   elif fault == 'bug':
     parts.before_grade = fail
   elif fault == 'bug of one':
-    take = gang.Learner.step
+    take = learner.Learner.step
 
     def fail_in_one(self, *arguments):
       if jax.process_index() == 1:
         raise RuntimeError('a bug of the second process')
       return take(self, *arguments)
 
-    gang.Learner.step = fail_in_one
+    learner.Learner.step = fail_in_one
 
 
 def main(given):
@@ -92,12 +93,11 @@ def main(given):
 
   def program(argv):
     del argv
-    return grpo_test.train(
-      pathlib.Path(given['tiny']),
-      given['workdir'],
-      parts,
-      **{**REMOTE, **given['changes']},
-    )
+    folder, changes = pathlib.Path(given['tiny']), REMOTE | given['changes']
+    try:
+      return grpo_test.train(folder, given['workdir'], parts, **changes)
+    except health.HealthError as error:  # As `qed grpo` does.
+      raise app.UsageError(str(error)) from error
 
   return cli.run(program, ['member'])
 

@@ -29,6 +29,7 @@ from qed import (
   config,
   grpo,
   held_out,
+  learner,
   policy,
   preparation,
   samplers,
@@ -580,6 +581,19 @@ def test_our_engine_too_goes_on_bit_for_bit(
   assert_same_run(tmp_path, real)
 
 
+def test_a_run_whose_samplers_do_not_come_can_be_stopped(cache, tiny, tmp_path):
+  @contextlib.asynccontextmanager
+  async def open_sampler(run, params, version):
+    asyncio.get_running_loop().call_later(0.2, terminate)
+    await asyncio.Event().wait()
+    yield
+
+  settings = make_config(tiny)
+  code = grpo.train(settings, str(tmp_path), open_sampler=open_sampler)
+  assert code == cli.RESTART
+  assert not (tmp_path / 'batches.jsonl').exists()
+
+
 # Ill.
 
 
@@ -666,7 +680,10 @@ def test_a_run_cannot_go_on_with_other_problems(straight, tiny, tmp_path):
 
 def test_every_field_of_the_config_is_read():
   """A field is read by name, or with the whole of its section."""
-  modules = (grpo, preparation, policy, samplers, held_out, unrolling)
+  modules = (
+    *(grpo, preparation, policy, learner),
+    *(samplers, held_out, unrolling),
+  )
   source = ''.join(pathlib.Path(m.__file__).read_text() for m in modules)
   source += inspect.getsource(config.RolloutConfig.groups_per_step.fget)
   named = {*re.findall(r'\.(\w+)', source)}

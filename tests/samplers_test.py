@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 import types
+import urllib.request
 
 import numpy as np
 import pytest
@@ -130,6 +131,42 @@ def test_weights_are_asked_for_until_they_are_loaded(endpoint):
   statuses += [503, 200]
   load(url, 7)
   assert received == [('/v1/weights', {'version': 7})] * 2
+
+
+def test_a_server_that_does_not_answer_is_waited_for(
+  endpoint, monkeypatch, capsys
+):
+  """However long: one that is started again has to compile first."""
+  url, statuses, received = endpoint
+  statuses += [200]
+  urlopen, away = urllib.request.urlopen, [ConnectionRefusedError()] * 7
+
+  def open_later(*arguments, **settings):
+    if away:
+      raise away.pop()
+    return urlopen(*arguments, **settings)
+
+  monkeypatch.setattr(urllib.request, 'urlopen', open_later)
+  monkeypatch.setattr(samplers, '_MAX_WAIT_SECS', 0.01)
+  load(url, 7)
+  assert received == [('/v1/weights', {'version': 7})]
+  assert capsys.readouterr().out.count('trying again') == 7
+
+
+def test_weights_that_are_published_already_are_not_written(
+  endpoint, monkeypatch
+):
+  url, statuses, received = endpoint
+  statuses += [200]
+  settings = types.SimpleNamespace(
+    api_key_env='', load_secs=5.0, max_attempts=3, urls=(url,)
+  )
+  written = []
+  monkeypatch.setattr(samplers, 'publish', lambda *given: written.append(given))
+  run = types.SimpleNamespace(config=types.SimpleNamespace(sampler=settings))
+  asyncio.run(samplers.Remote(run, []).update(None, 4))
+  assert not written
+  assert received == [('/v1/weights', {'version': 4})]
 
 
 def test_a_server_that_keeps_refusing_weights_ends_the_run(endpoint):

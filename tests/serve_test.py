@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+import types
 
 import httpx2
 import jax
@@ -71,19 +72,25 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def served(model):
-  """A server with other weights at hand, as version 3."""
+  """A server that gets other weights at hand, as version 3."""
   folder, _, config = model
   weights_dir = folder.parent / 'weights'
-  other = jax.jit(specs.init, static_argnums=0)(config, jax.random.key(1))
-  weights.publish(weights_dir, other, config, 3, max_versions=2)
-  loaded = weights.load(weights_dir, 3, config=config, dtype=np.float32)
   flags = (
     f'--weights_dir={weights_dir}',
     '--shutdown_secs=0',
     f'--page_size={bench.MAX_LENGTH}',  # Fewer programs to compile.
   )
   with bench.server(folder, *flags) as (url, process):
+    loaded = publish(weights_dir, config, 3)
     yield url, process, loaded
+
+
+def publish(weights_dir, config, version):
+  """Publishes random weights of a version; as they are read."""
+  key = jax.random.key(version)
+  params = jax.jit(specs.init, static_argnums=0)(config, key)
+  weights.publish(weights_dir, params, config, version, max_versions=2)
+  return weights.load(weights_dir, version, config=config, dtype=np.float32)
 
 
 def greedy(params, config, prompt, count):
@@ -106,6 +113,41 @@ def greedy(params, config, prompt, count):
     ids.append(int(values.argmax()))
     logprobs.append(-np.log(np.exp(values).sum()))
   return ids[len(prompt) :], logprobs
+
+
+def test_a_server_goes_on_with_the_newest_weights_that_are_whole(
+  model, tmp_path, capsys
+):
+  """It may have been away when the run told of them."""
+  folder, params, config = model
+  flags = types.SimpleNamespace(
+    checkpoint=str(folder), weights_dir=str(tmp_path / 'weights')
+  )
+
+  def load():
+    found, model_config, version = serve._load(flags, None, 'float32')
+    assert model_config == config
+    return found, version
+
+  def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+  found, version = load()  # Nothing is published yet.
+  assert version == 0
+  assert_same(found, params)
+  older = publish(tmp_path / 'weights', config, 7)
+  newer = publish(tmp_path / 'weights', config, 8)
+  found, version = load()
+  assert version == 8
+  assert_same(found, newer)
+  (file,) = (tmp_path / 'weights' / '8').glob('*.safetensors')
+  content = bytearray(file.read_bytes())
+  content[-1] ^= 1
+  file.write_bytes(content)
+  found, version = load()
+  assert version == 7
+  assert_same(found, older)
+  assert 'is damaged' in capsys.readouterr().out
 
 
 def complete(url, **changes):

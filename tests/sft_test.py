@@ -602,43 +602,98 @@ def test_processes_killed_at_any_moment_end_like_one_that_was_not(
   assert_same_run(tmp_path / 'run', straight)
 
 
-def run_pair(tiny, cache, workdir, stop_after=None):
-  """Two processes of one device each, as one run; their exit codes."""
+def run_together(tiny, cache, workdir, count, *, after=0, send=None):
+  """Processes of one device each, as one run: their exit codes, their output.
+
+  Args:
+    after: the step after which something happens.
+    send: (which process, the signal that it gets).
+  """
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  pair = [
+  members = [
     start_process(
       tiny,
       cache,
       workdir,
       JAX_COORDINATOR_ADDRESS=address,
-      JAX_NUM_PROCESSES='2',
+      JAX_NUM_PROCESSES=str(count),
       JAX_PROCESS_ID=str(index),
       JAX_NUM_CPU_DEVICES='1',
     )
-    for index in range(2)
+    for index in range(count)
   ]
-  if stop_after:
-    wait_for_step(pair[0], workdir, stop_after)
-    for process in pair:
-      process.send_signal(signal.SIGTERM)
-  outputs = [process.communicate()[0] for process in pair]
-  return [process.returncode for process in pair], outputs
+  if send:
+    wait_for_step(members[0], workdir, after)
+    which, number = send
+    members[which].send_signal(number)
+  outputs = [process.communicate()[0] for process in members]
+  return [process.returncode for process in members], outputs
+
+
+@pytest.fixture
+def several(tiny, monkeypatch):
+  """Makes runs long enough to be told to stop, on all devices there are."""
+  plain = arm
+  changes = {
+    'mesh.data': -1,
+    'packing.num_rows': 4,
+    'training.total_steps': 40,
+  }
+  monkeypatch.setitem(globals(), 'arm', lambda tiny: plain(tiny, **changes))
+  return plain(tiny, **changes)
+
+
+def assert_alike(found, expected):
+  """The same losses, but for the order in which devices are summed."""
+  theirs, ours = read_metrics(expected), read_metrics(found)
+  assert sorted(ours) == sorted(theirs) == list(range(1, 41))
+  for step, record in theirs.items():
+    assert ours[step] == pytest.approx(record, rel=1e-4, abs=2e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(
-  cache, tiny, tmp_path, monkeypatch
+def test_several_processes_train_like_one_and_go_on_as_others(
+  cache, tiny, tmp_path, several
 ):
-  plain = arm
-  changes = {'mesh.data': 2, 'training.total_steps': 40}
-  monkeypatch.setitem(globals(), 'arm', lambda tiny: plain(tiny, **changes))
-  codes, outputs = run_pair(tiny, cache, tmp_path / 'straight')
+  """Two, four, and one after the other: stopped through any of them."""
+  one = config.build(base.override(base.sft(), several | {'mesh.data': 2}))
+  assert sft.train(one, str(tmp_path / 'one')) == cli.DONE
+  for count in (2, 4):
+    workdir = tmp_path / f'straight{count}'
+    codes, outputs = run_together(tiny, cache, workdir, count)
+    assert codes == [cli.DONE] * count, outputs
+    assert_alike(workdir, tmp_path / 'one')
+    assert outputs[0].count('complete: ') == 1
+    assert not any('complete: ' in output for output in outputs[1:])
+  workdir = tmp_path / 'run'
+  for count, which, after in ((2, 1, 2), (4, 3, 14), (2, 0, 22)):
+    codes, outputs = run_together(
+      tiny, cache, workdir, count, after=after, send=(which, signal.SIGTERM)
+    )
+    assert codes == [cli.RESTART] * count, outputs
+    assert ('restored step' in outputs[0]) == (after > 2)
+  codes, outputs = run_together(tiny, cache, workdir, 1)
+  assert codes == [cli.DONE], outputs
+  assert_alike(workdir, tmp_path / 'one')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('killed', [0, 1])
+def test_where_one_is_killed_the_other_ends_and_both_go_on_bit_for_bit(
+  cache, tiny, tmp_path, several, killed
+):
+  codes, outputs = run_together(tiny, cache, tmp_path / 'straight', 2)
   assert codes == [cli.DONE] * 2, outputs
-  codes, outputs = run_pair(tiny, cache, tmp_path / 'run', stop_after=2)
-  assert codes == [cli.RESTART] * 2, outputs
-  codes, outputs = run_pair(tiny, cache, tmp_path / 'run')
+  began = time.monotonic()
+  codes, outputs = run_together(
+    tiny, cache, tmp_path / 'run', 2, after=5, send=(killed, signal.SIGKILL)
+  )
+  assert time.monotonic() - began < 300
+  assert codes.pop(killed) == -signal.SIGKILL
+  assert codes[0] in (cli.RESTART, -signal.SIGABRT), outputs
+  codes, outputs = run_together(tiny, cache, tmp_path / 'run', 2)
   assert codes == [cli.DONE] * 2, outputs
   assert 'restored step' in outputs[0]
   assert read_metrics(tmp_path / 'run') == read_metrics(tmp_path / 'straight')

@@ -14,8 +14,10 @@ line (rule, operands, value) and concludes:
 Brief problems ask for the last value alone, and how it comes about is the
 prover's own business:
 
-    Work modulo 5.        Hence f=0.
-    ...
+    Work modulo 5.        Hence f is 0.
+    d is 3
+    e=d*2
+    f=e+4
     Find f.
 
 The statement says all there is to know: `parse` gets the chain back from it.
@@ -36,10 +38,12 @@ from qed.types import Problem
 MODULUS = 5
 MAX_STEPS = len(string.ascii_lowercase) - 1
 MAX_POINTS = 7
+# The fewer names there are, the sooner every rule was seen.
+_NUM_BRIEF_NAMES = 13
 
 _STATEMENT = re.compile(
   rf'Work modulo {MODULUS}\.\n'
-  r'([a-z])=([0-9])\n((?:[a-z]=[a-z][*+][0-9]\n)+)'
+  r'([a-z])(?:=| is )([0-9])\n((?:[a-z]=[a-z][*+][0-9]\n)+)'
   r'(?:Prove that [a-z]=[0-9]|(Find) [a-z])\.'
 )
 
@@ -94,6 +98,9 @@ def draw(
       f'num_steps: expected 1 to {MAX_STEPS}, since values are named by '
       f'letters, got {num_steps}'
     )
+  num_names = len(string.ascii_lowercase)
+  if is_brief:
+    num_names = max(_NUM_BRIEF_NAMES, num_steps + 1)
   operations = rng.integers(2, size=num_steps)
   return Chain(
     start=int(rng.integers(MODULUS)),
@@ -103,7 +110,7 @@ def draw(
       else ('*', int(rng.integers(2, MODULUS)))
       for is_sum in operations
     ),
-    first=string.ascii_lowercase[rng.integers(MAX_STEPS - num_steps + 1)],
+    first=string.ascii_lowercase[rng.integers(num_names - num_steps)],
     is_brief=is_brief,
   )
 
@@ -148,16 +155,25 @@ def problem(chain: Chain) -> Problem:
 def statement(chain: Chain) -> str:
   """What is given and what is to be proved."""
   names = chain.names
-  claim = f'{names[-1]}={chain.values[-1]}'
-  task = f'Find {names[-1]}.' if chain.is_brief else f'Prove that {claim}.'
+  start, *rules = _rules(chain)
   lines = [
     f'Work modulo {MODULUS}.',
-    *(
-      f'{name}={rule}' for name, rule in zip(names, _rules(chain), strict=True)
-    ),
-    task,
+    value(names[0], start) if chain.is_brief else f'{names[0]}={start}',
+    *(f'{name}={rule}' for name, rule in zip(names[1:], rules, strict=True)),
+    f'Find {names[-1]}.'
+    if chain.is_brief
+    else f'Prove that {names[-1]}={chain.values[-1]}.',
   ]
   return '\n'.join(lines)
+
+
+def value(name: str, number: int | str) -> str:
+  """What brief problems, and all about them, say of a value.
+
+  Its tokens are a name's and a number's, while those of a rule are one piece:
+  what a tiny model has to find by its name, it finds in one place.
+  """
+  return f'{name} is {number}'
 
 
 def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
@@ -170,17 +186,17 @@ def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
       problem does not say it, so that there it is the last of them.
   """
   names = chain.names
-  _, *rules = _rules(chain)
   derived = chain.values if values is None else values
-  claim = derived[-1] if chain.is_brief else chain.values[-1]
+  if chain.is_brief:
+    return f'Hence {value(names[-1], derived[-1])}.'
+  _, *rules = _rules(chain)
   lines = [
-    f'{name}={rule}={last}{rule[1:]}={value}'
-    for name, rule, (last, value) in zip(
+    f'{name}={rule}={last}{rule[1:]}={number}'
+    for name, rule, (last, number) in zip(
       names[1:], rules, itertools.pairwise(derived), strict=True
     )
-    if not chain.is_brief
   ]
-  return '\n'.join([*lines, f'Hence {names[-1]}={claim}.'])
+  return '\n'.join([*lines, f'Hence {names[-1]}={chain.values[-1]}.'])
 
 
 def parse(text: str) -> Chain:
@@ -220,10 +236,9 @@ def _rubric(chain: Chain) -> str:
   """Points spread over the steps, and what is worth nothing or taken off."""
   title = f'Checkpoints ({MAX_POINTS} points in total):'
   if chain.is_brief:
-    claim = f'{chain.names[-1]}={chain.values[-1]}'
     return (
-      f'{title}\n- {MAX_POINTS} points: the proof is one line, which states '
-      f'that {claim}\nZero credit: any other value; more than one.'
+      f'{title}\n- {MAX_POINTS} points: the proof is {proof(chain)!r}\n'
+      'Zero credit: any other value; more than one.'
     )
   rows = zip(
     chain.points, chain.names[1:], chain.names, chain.values[1:], strict=False

@@ -44,6 +44,12 @@ PANELS = (
     names=('reward/mean', 'eval/score_mean'),
     note='What the judge gave in training, and on held-out problems.',
   ),
+  Panel(
+    title='With the beginning of a proof, and without',
+    unit='of 1',
+    names=('*guided/reward_mean', '*guided/solve_rate'),
+    note='Of the groups of problems that are practised; see rollout/guided.py.',
+  ),
   Panel(title='Loss', unit='nats per token', names=('loss', 'eval/loss')),
   Panel(
     title='Length',

@@ -8,6 +8,7 @@ named `time/...`; all others are the same however often a run was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -17,7 +18,7 @@ import pathlib
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -120,6 +121,22 @@ class Writer:
       self._board.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(dict(values), step=step)
+
+
+@contextlib.contextmanager
+def opened(
+  workdir: str | os.PathLike[str],
+  *,
+  done: int,
+  num_steps: int,
+  wandb_project: str,
+) -> Iterator[tuple[Writer, Progress]]:
+  """What a run writes and shows, which goes on after so many steps."""
+  with (
+    Writer(workdir, first_step=done + 1, wandb_project=wandb_project) as writer,
+    Progress(first_step=done, num_steps=num_steps) as progress,
+  ):
+    yield writer, progress
 
 
 def read(path: str | os.PathLike[str]) -> dict[int, dict[str, float]]:

@@ -1,17 +1,13 @@
 import copy
-import os
 import pathlib
-import signal
-import subprocess
-import time
 
 import pytest
 import yaml
-from absl import app
 
-from launch import container, curate, evaluate, grpo, jobset, sft
+from launch import curate, evaluate, grpo, jobset, sft
 from launch.experiment import Cpu, Job, Tpu, WorkUnit
 from tests.launch.jobset_faults import Expected, faults, schema_faults
+from tests.launch.units import GROUP, SAMPLER, TRAINER, make_unit
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 EXECUTOR = jobset.JobSet(image='registry/qed:1', volume_claim='shared')
@@ -56,43 +52,11 @@ def expected(tpu=None, **others):
   )
 
 
-def make_unit(main=None, sampler=None, **others):
-  flags = {
-    'config': 'experiments/rl_main.py',
-    'workdir': 'runs/rl-0a1b2c3d',
-    'config.sampler.urls': "('{url:sampler0}/v1',)",
-    'config.judge.base_url': '{url:judge}/v1',
-  }
-  return WorkUnit(
-    name='rl-0a1b2c3d',
-    workdir='runs/rl-0a1b2c3d',
-    jobs=(
-      Job(
-        name='main', program='grpo', flags=flags, requirements=main or Cpu(),
-        secrets=('GEMINI_API_KEY', 'QED_API_KEY'), **others,
-      ),
-      Job(
-        name='sampler0', program='serve', flags={'checkpoint': 'checkpoints/a'},
-        requirements=sampler or Cpu(), is_service=True, port_flag='port',
-        host_flag='host', secrets=('QED_API_KEY',),
-      ),
-      Job(
-        name='judge', program='miniature.judge_server', flags={},
-        is_service=True, port_flag='port',
-      ),
-    ),
-  )  # fmt: skip
-
-
-GROUP = make_unit(Tpu('v5p', '2x4x4'), Tpu('v6e', '2x4'))
+SECRETS = ('GEMINI_API_KEY', 'QED_API_KEY')
 GROUP_EXPECTED = {
-  'main': expected(
-    Tpu('v5p', '2x4x4'), secrets=('GEMINI_API_KEY', 'QED_API_KEY')
-  ),
-  'sampler0': expected(
-    Tpu('v6e', '2x4'), is_service=True, secrets=('QED_API_KEY',)
-  ),
-  'judge': Expected(is_service=True),
+  'main': expected(TRAINER, secrets=SECRETS),
+  'judge': Expected(is_service=True, secrets=('JUDGE_KEY',)),
+  'sampler0': expected(SAMPLER, is_service=True, secrets=('QED_API_KEY',)),
 }
 
 
@@ -123,13 +87,9 @@ def test_every_slice_is_asked_for_by_its_name_and_all_its_hosts(tpu):
 
 
 def test_processes_on_cpus_are_told_who_is_who():
-  unit = make_unit(num_processes=2)
-  found = manifest_of(unit)
-  want = {
-    'main': Expected(num_hosts=2, secrets=('GEMINI_API_KEY', 'QED_API_KEY')),
-    'sampler0': Expected(is_service=True, secrets=('QED_API_KEY',)),
-    'judge': Expected(is_service=True),
-  }
+  found = manifest_of(make_unit(Cpu(), None, num_processes=2))
+  judge = GROUP_EXPECTED['judge']
+  want = {'main': Expected(num_hosts=2, secrets=SECRETS), 'judge': judge}
   assert faults(found, want) == []
   pod = found['spec']['replicatedJobs'][0]['template']['spec']['template']
   environment = {e.pop('name'): e for e in pod['spec']['containers'][0]['env']}
@@ -247,7 +207,7 @@ JOB = ('spec', 'replicatedJobs', 0, 'template')
 BATCH = (*JOB, 'spec')
 POD = (*BATCH, 'template', 'spec')
 MAIN = (*POD, 'containers', 0)
-SAMPLER = ('spec', 'replicatedJobs', 1, 'template', 'spec')
+SERVICE = ('spec', 'replicatedJobs', 1, 'template', 'spec')
 RULES = (*BATCH, 'podFailurePolicy', 'rules')
 
 
@@ -323,16 +283,16 @@ MISTAKES = {
   'restarts in the pod': changed(POD, 'restartPolicy', 'OnFailure'),
   'few restarts': changed(('spec', 'failurePolicy'), 'maxRestarts', 3),
   'trainer replaced pod by pod': changed(BATCH, 'backoffLimit', 200),
-  'sampler that ends all': changed(SAMPLER, 'backoffLimit', 0),
+  'service that ends all': changed(SERVICE, 'backoffLimit', 0),
   'success of everybody': removed(
     ('spec', 'successPolicy'), 'targetReplicatedJobs'
   ),
-  'address of nobody': changed(
-    ('spec', 'replicatedJobs', 1), 'name', 'sampler1'
-  ),
+  'address of nobody': changed(('spec', 'replicatedJobs', 1), 'name', 'judge1'),
   'another subdomain': changed(('spec', 'network'), 'subdomain', 'other'),
   'shared slice': removed(JOB, 'metadata'),
-  'volume without a mount': removed((*MAIN, 'volumeMounts'), 0),
+  'volume without a mount': changed(
+    MAIN, 'volumeMounts', [{'name': 'shm', 'mountPath': '/dev/shm'}]
+  ),
   'no grace': changed(POD, 'terminationGracePeriodSeconds', 0),
 }
 
@@ -341,14 +301,11 @@ MISTAKES = {
 def test_a_planted_mistake_is_found(plant):
   manifest = copy.deepcopy(RIGHT)
   plant(manifest)
-  if plant is MISTAKES['volume without a mount']:
-    plant(manifest)
-    plant(manifest)  # All three folders of it.
   assert faults(manifest, GROUP_EXPECTED)
 
 
 def test_no_value_of_a_secret_is_rendered(monkeypatch):
-  for name in ('GEMINI_API_KEY', 'QED_API_KEY'):
+  for name in GROUP.secrets:
     monkeypatch.setenv(name, 'hush-0123456789')
   rendered = EXECUTOR.render(GROUP)
   (text,) = rendered.files.values()
@@ -413,113 +370,3 @@ def test_spot_queue_and_account_are_asked_for():
     'name': 'keys',
     'key': 'QED_API_KEY',
   }
-
-
-# What services do in their pods.
-
-
-def service_command(program):
-  """A service's command line with another program in its place."""
-  command = at(RIGHT, (*SAMPLER, 'template', 'spec', 'containers', 0))
-  return [*command['command'][:4], 'sh', '-c', program]
-
-
-@pytest.mark.parametrize(
-  ('program', 'code'), [('exit 0', 42), ('exit 3', 3), ('kill -9 $$', 137)]
-)
-def test_a_service_that_ends_by_itself_is_to_come_again(program, code):
-  done = subprocess.run(service_command(program), check=False)
-  assert done.returncode == code
-
-
-def test_a_service_is_told_to_stop_and_may_take_its_time(tmp_path):
-  program = (
-    "trap 'sleep 0.2; touch ended; exit 0' TERM; touch up; "
-    'while true; do sleep 0.05; done'
-  )
-  command = service_command(program)
-  with subprocess.Popen(command, cwd=tmp_path) as process:
-    while not (tmp_path / 'up').exists():
-      time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 42
-  assert (tmp_path / 'ended').exists()
-
-
-# What submit does.
-
-
-@pytest.fixture
-def kubectl(tmp_path, monkeypatch):
-  """A kubectl that records its arguments, and answers what a test says."""
-  folder = tmp_path / 'bin'
-  folder.mkdir()
-  calls = tmp_path / 'calls'
-  program = folder / 'kubectl'
-  program.write_text(
-    '#!/bin/sh\n'
-    f'echo "$*" >> {calls}\n'
-    'if [ "$1" = get ]; then printf %s "$STATE"; fi\n'
-    'if [ "$1" = "$REFUSED" ]; then echo "no cluster" >&2; exit 1; fi\n'
-  )
-  program.chmod(0o755)
-  monkeypatch.setenv('PATH', f'{folder}{os.pathsep}{os.environ["PATH"]}')
-  monkeypatch.chdir(tmp_path)
-  return lambda: calls.read_text().splitlines() if calls.exists() else []
-
-
-GET = (
-  'get jobset rl-0a1b2c3d --namespace=default --ignore-not-found '
-  '--output=jsonpath={.status.terminalState}'
-)
-APPLY = 'apply --namespace=default --filename=runs/launch/rl-0a1b2c3d.yaml'
-DELETE = 'delete jobset rl-0a1b2c3d --namespace=default --cascade=foreground'
-
-
-@pytest.mark.parametrize(
-  ('state', 'calls'),
-  [
-    ('', [GET, APPLY]),
-    ('Failed', [GET, DELETE, APPLY]),
-    ('Completed', [GET]),
-  ],
-)
-def test_submit_applies_what_was_rendered(state, calls, kubectl, monkeypatch):
-  monkeypatch.setenv('STATE', state)
-  assert EXECUTOR.submit([GROUP]) == 0
-  assert kubectl() == calls
-  rendered = EXECUTOR.render(GROUP)
-  assert rendered.commands == (('kubectl', *APPLY.split()),)
-  if APPLY in calls:
-    for path, text in rendered.files.items():
-      assert pathlib.Path(path).read_text() == text
-
-
-def test_a_manifest_that_is_refused_gives_code_2(kubectl, monkeypatch):
-  monkeypatch.setenv('REFUSED', 'apply')
-  assert EXECUTOR.submit([GROUP]) == 2
-
-
-def test_no_cluster_and_no_kubectl_are_said(kubectl, monkeypatch):
-  monkeypatch.setenv('REFUSED', 'get')
-  with pytest.raises(app.UsageError, match='no cluster'):
-    EXECUTOR.submit([GROUP])
-  monkeypatch.setenv('PATH', '/nowhere')
-  with pytest.raises(app.UsageError, match='kubectl is not installed'):
-    EXECUTOR.submit([GROUP])
-
-
-# The image.
-
-
-def test_the_image_is_as_executors_expect_it():
-  text = (REPOSITORY / 'launch' / 'Dockerfile').read_text()
-  lines = [line.split() for line in text.splitlines() if line.strip()]
-  words = {line[0] for line in lines}
-  assert {'FROM', 'COPY', 'RUN', 'USER', 'WORKDIR'} <= words
-  assert [line[1] for line in lines if line[0] == 'WORKDIR'] == [container.ROOT]
-  assert [line[1] for line in lines if line[0] == 'USER'] == ['1000']
-  assert '://' not in text
-  for line in lines:
-    for source in line[1:-1] if line[0] == 'COPY' else ():
-      assert source.startswith('--') or (REPOSITORY / source).exists(), source

@@ -15,7 +15,18 @@ from absl import app
 
 from launch.experiment import Cpu, Tpu
 from launch.queued_resource import QueuedResource
-from tests.launch.tpu_vm_units import ALONE, EXECUTOR, GROUP, NAME, make_unit
+from tests.launch.units import GROUP, NAME, make_unit
+
+EXECUTOR = QueuedResource(
+  image='eu-docker.pkg.dev/mine/qed:1',
+  project='mine',
+  zones=('v5p=us-east5-a', 'v6e=us-east5-b'),
+  share='10.0.0.2:/qed',
+  service_account='qed@mine',
+  network='lab',
+  spot=True,
+)
+ALONE = make_unit(Tpu('v5p', '2x2x1'), None)
 
 WHERE_MAIN = ('--project=mine', '--zone=us-east5-a')
 WHERE_SAMPLER = ('--project=mine', '--zone=us-east5-b')

@@ -12,7 +12,18 @@ import time
 
 import pytest
 
-from tests.launch.tpu_vm_units import ALONE, EXECUTOR, GROUP, NAME, make_unit
+from launch import run_dirs
+from launch.experiment import Tpu
+from launch.queued_resource import QueuedResource
+from tests.launch.units import GROUP, NAME, make_unit
+
+EXECUTOR = QueuedResource(
+  image='eu-docker.pkg.dev/mine/qed:1',
+  project='mine',
+  zones=('v5p=us-east5-a', 'v6e=us-east5-b'),
+  share='10.0.0.2:/qed',
+)
+ALONE = make_unit(Tpu('v5p', '2x2x1'), None)
 
 
 class Machine:
@@ -86,6 +97,16 @@ def test_a_job_is_started_again_until_it_is_done(machine):
   found.boot()
   assert len(found.read('runs')) == 5
   assert found.read('state/outcome') == ['0 0']
+  attempts = run_dirs.read_attempts(found.folder / 'share' / 'runs' / NAME)
+  ends = [(end['job'], *end['exit_codes'], end['verdict']) for end in attempts]
+  assert ends == [
+    ('main', 42, 'restart'),
+    ('main', 137, 'restart'),
+    ('main', 134, 'restart'),
+    ('main', 143, 'restart'),
+    ('main', 0, 'done'),
+  ]
+  assert all(end['time'] and end['secs'] >= 0 for end in attempts)
   found.boot()  # A reboot.
   assert len(found.read('runs')) == 5
 
@@ -99,11 +120,12 @@ def test_a_code_that_is_permanent_ends_a_job_of_one_machine(code, machine):
 
 
 def test_of_several_machines_one_may_fail_because_of_another(machine):
-  unit = make_unit(with_sampler=False)
+  unit = make_unit(sampler=None)
   found = machine(unit, 'main', index=3, codes=[1, 1, 42, 1, 1, 1, 0])
   found.boot()
   assert len(found.read('runs')) == 6
   assert found.read('state/outcome') == ['3 1']
+  assert found.read(f'share/runs/{NAME}/attempts.jsonl') == []
   environment = found.read('environment')
   assert 'JAX_COORDINATOR_ADDRESS=10.0.1.0:8476' in environment
   assert 'JAX_NUM_PROCESSES=8' in environment
@@ -129,7 +151,7 @@ def test_secrets_go_from_secret_manager_to_the_container_unseen(machine):
 
 
 def test_a_service_without_a_slice_runs_on_machine_0_alone(machine):
-  unit = make_unit(with_sampler=False)
+  unit = make_unit(sampler=None)
   for index, expected in ((0, 1), (1, 0)):
     found = machine(unit, 'main', index=index, codes=[42, 0], folder=f'{index}')
     (found.folder / 'hook').write_text('/bin/sleep 0.1')

@@ -50,6 +50,7 @@ def test_a_row_says_how_far_a_run_is_and_what_it_cost(make):
   folder = make(
     'run',
     metrics=[
+      {'step': 4, 'reward/mean': 0.5, 'eval/score_mean': 0.125},
       {'step': 9, 'reward/mean': 0.5, 'eval/score_mean': 0.25},
       {'step': 10, 'reward/mean': 0.75},
     ],

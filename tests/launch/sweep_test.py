@@ -24,7 +24,7 @@ from tests.sft_test import arm, read_metrics, read_summary, tiny
 __all__ = ['tiny']  # A fixture.
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-NUM_STEPS, PROGRESS = 60, 12
+NUM_STEPS, PROGRESS = 120, 12
 RATES, SEEDS = (1e-3, 1e-2, 5e-2), (1, 2)
 SECRET = 'sk-planted-1f0e'
 CONFIG = """
@@ -52,6 +52,7 @@ def launch(tiny, tmp_path):
     **os.environ,
     'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     'JUDGE_KEY': SECRET,
     'QED_API_KEY': SECRET,
     'WANDB_API_KEY': SECRET,

@@ -1,6 +1,7 @@
 """Chains, their statements, proofs and rubrics."""
 
 import re
+import string
 
 import numpy as np
 import pytest
@@ -24,11 +25,11 @@ def test_a_chain_by_hand():
 def test_a_brief_chain_by_hand():
   problem = problems.problem(CHAIN._replace(is_brief=True))
   assert problem.problem_id == 'brief-c=3-c*2-d+4'
-  assert problem.statement == 'Work modulo 5.\nc=3\nd=c*2\ne=d+4\nFind e.'
-  assert problem.reference == 'Hence e=0.'
+  assert problem.statement == 'Work modulo 5.\nc is 3\nd=c*2\ne=d+4\nFind e.'
+  assert problem.reference == 'Hence e is 0.'
   assert problem.rubric == (
     'Checkpoints (7 points in total):\n'
-    '- 7 points: the proof is one line, which states that e=0\n'
+    "- 7 points: the proof is 'Hence e is 0.'\n"
     'Zero credit: any other value; more than one.'
   )
 
@@ -89,16 +90,27 @@ def test_anything_else_is_no_statement(statement):
     problems.parse(statement)
 
 
-def test_brief_or_not_the_same_chains_are_drawn():
+def test_brief_or_not_the_same_rules_are_drawn():
   plain, brief = (
     problems.draw_distinct(
       20, (2, 3), np.random.default_rng(6), is_brief=is_brief
     )
     for is_brief in (False, True)
   )
-  assert brief == [chain._replace(is_brief=True) for chain in plain]
+  assert [chain.steps for chain in brief] == [chain.steps for chain in plain]
   ids = {problems.problem(chain).problem_id for chain in (*plain, *brief)}
   assert len(ids) == 40
+
+
+@pytest.mark.parametrize(
+  ('num_steps', 'last'), [(1, 'm'), (3, 'm'), (12, 'm'), (13, 'n'), (25, 'z')]
+)
+def test_brief_chains_have_few_names(num_steps, last):
+  rng = np.random.default_rng(0)
+  chains = [problems.draw(num_steps, rng, is_brief=True) for _ in range(200)]
+  assert {*''.join(chain.names for chain in chains)} == {
+    name for name in string.ascii_lowercase if name <= last
+  }
 
 
 def test_an_equal_seed_draws_equal_chains():

@@ -1,6 +1,7 @@
 """Prompts in, graded groups out, under every disturbance, without a model."""
 
 import asyncio
+import collections
 import functools
 import itertools
 import json
@@ -56,6 +57,7 @@ class World:
     )
     self.path, self.version, self.step = path, 0, 0
     self.drawn, self.trained, self.begun = [], [], []
+    self.judged_with = []
     self.most_under_way = 0
     self.delays = random.Random(0)
     self.reward_of = lambda group, member: member / 2
@@ -103,6 +105,7 @@ class World:
     )
 
   async def grade(self, problem, completion, prefix):
+    self.judged_with.append(prefix)
     for _ in range(self.delays.randrange(4)):
       await asyncio.sleep(0)
     reward = self.reward_of(*completion.token_ids.tolist())
@@ -427,6 +430,32 @@ def test_problems_beyond_the_pass_rates_are_passed_over(make):
   solved, *others = [problem.problem_id for problem in world.begun]
   assert solved not in others
   assert len(others) == 15
+
+
+def test_a_problem_that_is_solved_with_its_beginning_is_still_tried_without(
+  make,
+):
+  world = make(num_steps=8)
+  copies = [problem for problem in PROBLEMS for _ in range(2)]
+  mixed = prompts.Selection(
+    problems=tuple(copies),
+    prompts=tuple(SELECTION.prompts[PROBLEMS.index(p)] for p in copies),
+    num_too_long=0,
+    num_too_easy=0,
+    num_too_hard=0,
+    num_copies=2,
+    prefixes=('It begins', '') * NUM_PROBLEMS,
+  )
+  world.collector._source = source = prompts.Plain(mixed, seed=0)
+  world.collector._pass_rates = prompts.PassRates(low=0.0, high=0.9)
+  # All are solved with their beginnings.
+  world.reward_of = lambda group, member: member / 2 if group % 2 else 1.0
+  used = [group for batch in steps(world, 8) for group in batch]
+  # 5 with, and the rest without; judged as what they are.
+  assert used == [*range(10), *range(11, 23, 2)]
+  assert [source.prefix(group) for group in range(4)] == ['It begins', ''] * 2
+  judged = collections.Counter(world.judged_with)
+  assert judged == {'It begins': 3 * 5, '': 3 * 11}
 
 
 def test_a_run_without_problems_left_says_so(make):

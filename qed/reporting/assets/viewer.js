@@ -120,7 +120,9 @@ function shown() {
 function show() {
   const [run, group] = shown();
   const problem = group.problem || {};
-  const parts = [make('h3', {}, group.problem_id)];
+  const kind = group.rollouts[0].kind;
+  const title = kind && kind !== 'plain' ? ` (${kind})` : '';
+  const parts = [make('h3', {}, group.problem_id + title)];
   parts.push(prose(problem.statement || 'The statement is not in the run.'));
   if (problem.rubric) parts.push(folded('rubric', prose(problem.rubric)));
   if (problem.reference) {
