@@ -45,8 +45,8 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'problems.max_prompt_tokens': 88,
       'rollout.problems_per_step': 8,
       'rollout.states_per_problem': 2,
-      # Room for four steps, or for three and the proof.
-      'sampling.max_tokens': 44,
+      # Room for three steps, or for two and the proof.
+      'sampling.max_tokens': 34,
       'cache.num_turns': 3,
       'cache.reason_prompt': REASON_PROMPT,
       'cache.summarize_prompt': (
@@ -62,7 +62,7 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'packing.row_length': 264,
       'training.total_steps': 40,
       'evaluation.paths': ('runs/demo-full/held_out.jsonl',),
-      'evaluation.max_tokens': 44,
+      'evaluation.max_tokens': 34,
     },
   )
   return base.override(config, ARMS[arm])

@@ -40,8 +40,7 @@ ARMS = {
     'model.path': 'runs/demo-full/sft-first/checkpoints',
     'data.paths': ('runs/demo-full/traces.jsonl',),
     'data.samples_per_step': 12,
-    'optim.peak_lr': 3e-3,
-    'training.total_steps': 2_400,
+    'training.total_steps': 1_200,
   },
 }
 

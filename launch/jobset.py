@@ -36,8 +36,8 @@ _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 # itself, in good order even, as `qed serve` does when its machine is taken
 # away, it is to come again. The shell waits once more after every signal.
 _SERVICE = (
-  'trap \'kill -TERM "$pid"\' TERM; "$@" & pid=$!; '
-  'while wait "$pid"; code=$?; kill -0 "$pid" 2>/dev/null; do :; done; '
+  f"trap 'kill -TERM $! || exit {exit_codes.RESTART}' TERM; "
+  '"$@" & while wait $!; code=$?; kill -0 $! 2>/dev/null; do :; done; '
   f'[ "$code" -ne {exit_codes.DONE} ] || exit {exit_codes.RESTART}; '
   'exit "$code"'
 )

@@ -15,7 +15,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 ATTEMPTS = 'attempts.jsonl'
@@ -115,14 +115,27 @@ def locked(workdir: pathlib.Path) -> Iterator[IO[str]]:
         if look == _NUM_LOOKS - 1:
           file.seek(0)
           raise RunningError(
-            f'{workdir} is running: {file.read().strip()} holds {LOCK}, or a '
-            'process that it left behind. Wait for its end, or end it'
+            f'{workdir} is running; of these at least one holds {LOCK}: '
+            f'{file.read()}. Wait for their end, or end them'
           ) from error
         time.sleep(_LOOK_SECS)
-    file.truncate(0)
-    file.write(f'launcher {os.getpid()} on {socket.gethostname()}\n')
-    file.flush()
+    name_holders(file, {})
     yield file
+
+
+def name_holders(file: IO[str], processes: Mapping[str, int]) -> None:
+  """Says in the lock who holds it, for people who are refused.
+
+  Args:
+    file: what `locked` yields.
+    processes: name -> id of those that inherited it.
+  """
+  holders = {f'launcher on {socket.gethostname()}': os.getpid(), **processes}
+  file.truncate(0)
+  file.write(
+    ', '.join(f'{name} ({number})' for name, number in holders.items())
+  )
+  file.flush()
 
 
 def is_locked(workdir: pathlib.Path) -> bool:

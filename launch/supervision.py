@@ -90,6 +90,7 @@ class Supervisor:
     self._services: dict[str, Gang] = {}
     self._due: dict[str, float] = {}  # Service -> when to start it again.
     self._tries: dict[str, _Tries] = {}
+    self._ids: dict[str, int] = {}  # Of processes.
     self._lock: IO[str] | None = None
     self._main: Gang | None = None
 
@@ -263,15 +264,16 @@ class Supervisor:
           word = word.replace(token, port)
         argv.append(word)
       who = f'{job.name}.{index}' if job.num_processes > 1 else job.name
-      processes.append(
-        Process(
-          argv,
-          log=self._workdir / run_dirs.LOGS / f'{who}.log',
-          environment=environment,
-          inherited=self._lock,
-          show=lambda line, who=who: self._say(who, line),
-        )
+      process = Process(
+        argv,
+        log=self._workdir / run_dirs.LOGS / f'{who}.log',
+        environment=environment,
+        inherited=self._lock,
+        show=lambda line, who=who: self._say(who, line),
       )
+      processes.append(process)
+      self._ids[who] = process.pid
+    run_dirs.name_holders(self._lock, self._ids)
     return Gang(processes, began=began)
 
   def _look_around(

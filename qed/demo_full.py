@@ -23,19 +23,19 @@ from absl import app
 from qed import cli, config, demo, evaluate, grpo, report, sft, solving
 from qed.config import EvaluateRunConfig
 
-_NUM_FIRST_LESSONS, _NUM_LESSONS = 14_000, 30_000
+_NUM_FIRST_LESSONS, _NUM_LESSONS = 14_000, 15_000
 _NUM_PRACTICE, _NUM_HELD_OUT, _NUM_LONG = 1_200, 48, 48
-# A completion has room to reason about four steps, or about three with the
-# proof; so the long ones take two, three and four turns.
-_MAX_FIRST_STEPS, _MAX_STEPS, _MAX_REVIEWED_STEPS = 3, 12, 3
-_PRACTICE_STEPS = (2, 3, 5, 6, 8, 9)
-_HELD_OUT_STEPS, _LONG_STEPS = (3,), (6, 9, 12)
+# A completion has room to reason about three steps, or about two with the
+# proof; so the long ones take two, three and three turns.
+_MAX_FIRST_STEPS, _MAX_STEPS, _MAX_REVIEWED_STEPS = 4, 8, 3
+_PRACTICE_STEPS = (1, 2, 4, 5, 6, 8)
+_HELD_OUT_STEPS, _LONG_STEPS = (2,), (4, 6, 8)
 _NUM_TURNS = 6
 _ERROR_RATE = 0.1  # Of a step of the teacher.
 # Of the SFT model, in one completion. Below it, it has not learnt how problem
 # and proof hang together, and nothing that follows has a signal.
 _MIN_SCORE = 0.1
-_MAX_VOCAB_SIZE = 540
+_MAX_VOCAB_SIZE = 500
 # Those that are trained from the SFT model: what each practises on, by arm.
 _TRAINED = {'rl': 'miniature_rc.py:plain', 'rc': 'miniature_rc.py'}
 _EVALUATION = str(demo.EXPERIMENTS / 'miniature_scaffolds.py')
@@ -232,12 +232,14 @@ def _config(
 
 def _turns(workdir: pathlib.Path, name: str) -> dict[str, EvaluateRunConfig]:
   """One to six turns of the reasoning cache, on the long problems."""
+  trained = cli.load_config(str(demo.EXPERIMENTS / 'miniature_rc.py'))
   return {
     f'turns={turns}': _config(
       name,
       workdir,
       {
         'scaffold': 'reasoning_cache',
+        'sampling.max_tokens': trained.sampling.max_tokens,
         'scaffolds.reasoning_cache.num_turns': turns,
         'benchmark.path': str(workdir / 'long.jsonl'),
         'benchmark.num_attempts': 2,

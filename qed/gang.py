@@ -105,13 +105,14 @@ class Gang:
 
 def follow(learner: Learner, preemption: Preemption) -> int:
   """Does what the first process says; returns the exit code that it gave."""
-  while True:
-    name, arguments = _broadcast(None)
-    preemption.reached()  # The first process decides what comes of it.
-    _carry_out(learner, name, arguments)
-    if name == _DISMISSAL:
-      (code,) = arguments
-      return code
+  with startup.leaving_at_once():
+    while True:
+      name, arguments = _broadcast(None)
+      preemption.reached()  # The first process decides what comes of it.
+      _carry_out(learner, name, arguments)
+      if name == _DISMISSAL:
+        (code,) = arguments
+        return code
 
 
 def _carry_out(learner: Learner, name: str, arguments: tuple[Any, ...]) -> Any:

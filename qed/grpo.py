@@ -154,8 +154,7 @@ def train(
       raise
     finally:
       crew.dismiss(code)
-  if code == cli.DONE:
-    loop.write_summary()
+  loop.conclude()
   return code
 
 
@@ -210,18 +209,18 @@ class Loop:
         asyncio.run(self._open(open_sampler, open_grader))
       except StallError as error:
         print(f'stopped, since {error}')
-    if self._is_complete:
-      return cli.DONE
-    print(
-      f'{self._trainer.num_done} of {self._run.config.training.total_steps} '
-      'steps are done and saved; the same command goes on from here'
-    )
-    return cli.RESTART
+    return cli.DONE if self._is_complete else cli.RESTART
 
-  def write_summary(self) -> None:
-    """Writes the run in one object."""
+  def conclude(self) -> None:
+    """Writes the run in one object, or says how far it is; all is saved."""
     from qed.training import rundir
 
+    if not self._is_complete:
+      print(
+        f'{self._trainer.num_done} of {self._run.config.training.total_steps} '
+        'steps are done and saved; the same command goes on from here'
+      )
+      return
     folder = self._run.workdir
     account = dataclasses.asdict(self._account)
     del account['collector'], account['ill_steps']
@@ -253,7 +252,8 @@ class Loop:
           stack.enter_async_context(opening)
         )
       if self._sampler is None:
-        return watch.result()
+        watch.result()  # Raises what it ended with.
+        return
       self._grader = await stack.enter_async_context(open_grader(run))
       source = unrolling.open_source(
         run,
@@ -281,11 +281,8 @@ class Loop:
   ) -> None:
     """Runs all parts; the trainer's end, or a failure of any, ends all."""
     train = asyncio.create_task(self._train(writer, progress))
-    others = [
-      asyncio.create_task(part())
-      for part in (self._collector.run, self._publish)
-    ]
-    others.append(watch)
+    parts = (self._collector.run, self._publish)
+    others = [*(asyncio.create_task(part()) for part in parts), watch]
     try:
       await asyncio.wait([train, *others], return_when='FIRST_COMPLETED')
       self._stop.set()

@@ -33,9 +33,9 @@ from tests.grpo_test import (
 
 __all__ = ['cache', 'tiny']  # Fixtures.
 REPOSITORY = pathlib.Path(__file__).parents[1]
-# On CPU a process that is gone is missed within seconds.
-END_SECS = 60
-START_SECS = 900  # It compiles, maybe on a machine that is busy.
+# Seconds on a machine that is idle. Where many share it, all takes longer.
+END_SECS = 300
+START_SECS = 900
 RESTARTABLE = (cli.RESTART, -signal.SIGABRT)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -157,7 +157,7 @@ def test_several_processes_train_like_one(alone, cache, tiny, tmp_path, count):
     said = [log.read_text() for log in members.logs]
   assert said[0].count('complete: ') == 1
   for text in said[1:]:
-    assert not re.search(r'step|problems|complete', text), text
+    assert not re.search(r'^(step \d|to practise|complete: )', text, re.M), text
   assert_like(workdir, alone)
   assert assert_ledger_closes(workdir) == assert_ledger_closes(alone)
   # Each line once.

@@ -229,8 +229,7 @@ def train_sentencepiece(
     texts: what to learn from, plain text without control tokens.
     max_vocab_size: control tokens, 256 bytes, every character of `texts`, and
       merged pieces for as long as there are any; there may be fewer.
-    mixes_scripts: whether a piece may hold letters, signs and digits, such as
-      `d=c*2`.
+    mixes_scripts: whether a piece may hold letters and signs, such as `d=c*`.
 
   Raises:
     ValueError: `max_vocab_size` does not hold even the characters.
@@ -250,7 +249,7 @@ def train_sentencepiece(
       normalization_rule_name='identity',
       add_dummy_prefix=False,
       remove_extra_whitespaces=False,
-      split_digits=not mixes_scripts,
+      split_digits=True,
       split_by_unicode_script=not mixes_scripts,
       unk_id=0,
       bos_id=-1,

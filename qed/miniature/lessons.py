@@ -4,11 +4,11 @@ All of it is about brief problems, where reasoning is long and a proof is one
 line. Reasoning works out a step in two lines, of which the second states its
 value; a summary is the last value that is known:
 
-    reasoning         summary    proof
-    e=d*2 is 3 * 2    f is 0     Hence f is 0.
-    e is 1
-    f=e+4 is 1 + 4
-    f is 0
+    reasoning      summary    proof
+    e=d*2=3*2      f=0        Hence f=0.
+    e=1
+    f=e+4=1+4
+    f=0
 
 So a budget that holds the reasoning about a few steps is enough for long
 chains, over several turns of reasoning and summary.
@@ -16,8 +16,8 @@ chains, over several turns of reasoning and summary.
 A review derives the value of a proof again; its verdict is one of those that
 qed/scaffolds/parsing.py reads:
 
-    e=d*2 is 3 * 2    Not 3.
-    ...               \boxed{0}
+    e=d*2=3*2      f=3 is wrong.
+    ...            \boxed{0}
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ ALL = {
   'compare': 3,
   'consolidate': 3,
 }
-# No turn of the miniature gets further: four steps and a half.
-_MAX_TURN_CHARS = 98
+# No turn of the miniature gets further: three steps and a half.
+_MAX_TURN_CHARS = 52
 _MAX_CANDIDATES = 4
 
-_VALUE = re.compile(r'[a-z] is [0-9]')
+_VALUE = re.compile(r'[a-z]=[0-9]')
 
 
 class Lesson(NamedTuple):
@@ -156,10 +156,10 @@ def working(
   for step, (operation, constant) in enumerate(chain.steps):
     if step >= num_known:
       operand, name = chain.names[step : step + 2]
+      rule = f'{operation}{constant}'
       lines += [
-        f'{name}={operand}{operation}{constant} is '
-        f'{values[step]} {operation} {constant}',
-        problems.value(name, values[step + 1]),
+        f'{name}={operand}{rule}={values[step]}{rule}',
+        f'{name}={values[step + 1]}',
       ]
   return '\n'.join(lines)
 
@@ -168,7 +168,7 @@ def known(chain: Chain, values: Sequence[int], num_known: int) -> str:
   """The value after the first `num_known` steps; of none, nothing is said."""
   if not num_known:
     return ''
-  return problems.value(chain.names[num_known], values[num_known])
+  return f'{chain.names[num_known]}={values[num_known]}'
 
 
 def reason(chain: Chain, values: Sequence[int], num_known: int) -> Lesson:
@@ -235,7 +235,7 @@ def verify(
   """
   answer = _number(full)
   if values[-1] != found[-1]:
-    answer = f'Not {values[-1]}.\n{_number(0)}'
+    answer = f'{chain.names[-1]}={values[-1]} is wrong.\n{_number(0)}'
   return Lesson(
     role,
     {

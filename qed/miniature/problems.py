@@ -14,10 +14,8 @@ line (rule, operands, value) and concludes:
 Brief problems ask for the last value alone, and how it comes about is the
 prover's own business:
 
-    Work modulo 5.        Hence f is 0.
-    d is 3
-    e=d*2
-    f=e+4
+    Work modulo 5.        Hence f=0.
+    ...
     Find f.
 
 The statement says all there is to know: `parse` gets the chain back from it.
@@ -43,7 +41,7 @@ _NUM_BRIEF_NAMES = 13
 
 _STATEMENT = re.compile(
   rf'Work modulo {MODULUS}\.\n'
-  r'([a-z])(?:=| is )([0-9])\n((?:[a-z]=[a-z][*+][0-9]\n)+)'
+  r'([a-z])=([0-9])\n((?:[a-z]=[a-z][*+][0-9]\n)+)'
   r'(?:Prove that [a-z]=[0-9]|(Find) [a-z])\.'
 )
 
@@ -155,25 +153,16 @@ def problem(chain: Chain) -> Problem:
 def statement(chain: Chain) -> str:
   """What is given and what is to be proved."""
   names = chain.names
-  start, *rules = _rules(chain)
+  claim = f'{names[-1]}={chain.values[-1]}'
+  task = f'Find {names[-1]}.' if chain.is_brief else f'Prove that {claim}.'
   lines = [
     f'Work modulo {MODULUS}.',
-    value(names[0], start) if chain.is_brief else f'{names[0]}={start}',
-    *(f'{name}={rule}' for name, rule in zip(names[1:], rules, strict=True)),
-    f'Find {names[-1]}.'
-    if chain.is_brief
-    else f'Prove that {names[-1]}={chain.values[-1]}.',
+    *(
+      f'{name}={rule}' for name, rule in zip(names, _rules(chain), strict=True)
+    ),
+    task,
   ]
   return '\n'.join(lines)
-
-
-def value(name: str, number: int | str) -> str:
-  """What brief problems, and all about them, say of a value.
-
-  Its tokens are a name's and a number's, while those of a rule are one piece:
-  what a tiny model has to find by its name, it finds in one place.
-  """
-  return f'{name} is {number}'
 
 
 def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
@@ -186,17 +175,17 @@ def proof(chain: Chain, values: Sequence[int] | None = None) -> str:
       problem does not say it, so that there it is the last of them.
   """
   names = chain.names
-  derived = chain.values if values is None else values
-  if chain.is_brief:
-    return f'Hence {value(names[-1], derived[-1])}.'
   _, *rules = _rules(chain)
+  derived = chain.values if values is None else values
+  claim = derived[-1] if chain.is_brief else chain.values[-1]
   lines = [
-    f'{name}={rule}={last}{rule[1:]}={number}'
-    for name, rule, (last, number) in zip(
+    f'{name}={rule}={last}{rule[1:]}={value}'
+    for name, rule, (last, value) in zip(
       names[1:], rules, itertools.pairwise(derived), strict=True
     )
+    if not chain.is_brief
   ]
-  return '\n'.join([*lines, f'Hence {names[-1]}={chain.values[-1]}.'])
+  return '\n'.join([*lines, f'Hence {names[-1]}={claim}.'])
 
 
 def parse(text: str) -> Chain:
@@ -236,9 +225,10 @@ def _rubric(chain: Chain) -> str:
   """Points spread over the steps, and what is worth nothing or taken off."""
   title = f'Checkpoints ({MAX_POINTS} points in total):'
   if chain.is_brief:
+    claim = f'{chain.names[-1]}={chain.values[-1]}'
     return (
-      f'{title}\n- {MAX_POINTS} points: the proof is {proof(chain)!r}\n'
-      'Zero credit: any other value; more than one.'
+      f'{title}\n- {MAX_POINTS} points: the proof is one line, which states '
+      f'that {claim}\nZero credit: any other value; more than one.'
     )
   rows = zip(
     chain.points, chain.names[1:], chain.names, chain.values[1:], strict=False

@@ -117,7 +117,7 @@ def draw(panel: Panel, runs: Mapping[str, Metrics]) -> str | None:
   Args:
     panel: what to draw.
     runs: name of a run -> its metrics. Colours tell metrics apart and dashes
-      the runs.
+      the runs; if there is one metric, colours tell runs apart, too.
 
   Returns:
     An <svg> element, or None where no run has a finite value for it.
@@ -143,6 +143,8 @@ def draw(panel: Panel, runs: Mapping[str, Metrics]) -> str | None:
       ]
       if points:
         label = name if len(runs) == 1 else f'{run}: {name}'
+        if len(names) == 1 and len(runs) > 1:
+          label, color = run, index
         curves.append((index, color, label, *zip(*points, strict=True)))
   if not curves:
     return None
@@ -160,12 +162,16 @@ def draw(panel: Panel, runs: Mapping[str, Metrics]) -> str | None:
     )
   if panel.logarithmic:
     axes.set_yscale('log')
-  # Above the axes, where it hides no curve.
+  # Above the axes, where it hides no curve, and takes no height from them.
+  longest = max(len(curve[2]) for curve in curves)
+  num_columns = 1 if longest > 34 else 2 if longest > 16 else 3
+  num_more_rows = max(0, -(-len(curves) // num_columns) - 3)
+  figure.set_figheight(figure.get_figheight() + 0.16 * num_more_rows)
   figure.legend(
     loc='outside upper left',
     frameon=False,
     fontsize=7.5,
-    ncols=2 if max(len(curve[2]) for curve in curves) > 16 else 3,
+    ncols=num_columns,
   )
   return svg(figure)
 

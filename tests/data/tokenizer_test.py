@@ -175,10 +175,11 @@ def test_a_long_text_is_learnt_from_and_not_left_out():
   ('mixes_scripts', 'pieces'),
   [
     (False, ['d', '=', 'c', '*', '2', '\n', 'd', '=', '4']),
-    (True, ['d=c*2', '\n', 'd=4']),  # A line ends where it ends.
+    # Digits stay alone, and a line ends where it ends.
+    (True, ['d=c*', '2', '\n', 'd=', '4']),
   ],
 )
-def test_pieces_may_mix_letters_signs_and_digits_where_they_are_told_to(
+def test_pieces_may_mix_letters_and_signs_where_they_are_told_to(
   mixes_scripts, pieces
 ):
   text = 'd=c*2\nd=4'

@@ -68,6 +68,7 @@ def write_config(folder):
       'training.eval_interval_steps': 0,
       'evaluation.paths': (),
       'health.max_ungraded_frac': 1.0,
+      'health.stall_secs': 3_000.0,
     },
   )
   path = folder / 'chains.py'
@@ -130,7 +131,7 @@ def num_done(workdir):
 
 def wait_for_step(launcher, workdir, step):
   """Waits for a step to be done; returns when that was."""
-  until = time.monotonic() + 900
+  until = time.monotonic() + 1800
   while num_done(workdir) < step:
     assert launcher.poll() is None
     assert time.monotonic() < until

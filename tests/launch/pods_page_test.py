@@ -36,6 +36,7 @@ def test_the_launches_of_the_page_render(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)  # gcloud takes seconds to start.
 @pytest.mark.skipif(not shutil.which('gcloud'), reason='there is no gcloud')
 def test_gcloud_takes_the_lines_of_the_page(tmp_path):
   lines = [x for x in lines_of('gcloud') if not x.startswith('gcloud auth')]

@@ -91,6 +91,7 @@ def test_a_slice_is_watched_by_these_command_lines():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)  # gcloud takes seconds to start.
 @pytest.mark.skipif(not shutil.which('gcloud'), reason='there is no gcloud')
 def test_gcloud_takes_the_command_lines(tmp_path, monkeypatch):
   """It parses them before it looks for an account, of which there is none."""

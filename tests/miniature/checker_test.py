@@ -49,15 +49,15 @@ def test_points_by_hand(lines, score):
 @pytest.mark.parametrize(
   ('proof', 'score'),
   [
-    ('Hence f is 1.', 7),
-    ('\n Hence  f is 1. \n', 7),
-    ('Hence f is 0.', 0),
-    ('Hence e is 3.', 0),
-    ('f is 1', 0),
-    ('Hence f is 1.\nHence f is 2.', 0),  # Guessing.
-    ('Hence f is 2.\nHence f is 1.', 0),
-    ('Hence f is 1.\nHence f is 1.', 0),
-    ('f is 1\nHence f is 1.', 0),
+    ('Hence f=1.', 7),
+    ('\n Hence f = 1. \n', 7),
+    ('Hence f=0.', 0),
+    ('Hence e=3.', 0),
+    ('f=1', 0),
+    ('Hence f=1.\nHence f=2.', 0),  # Guessing.
+    ('Hence f=2.\nHence f=1.', 0),
+    ('Hence f=1.\nHence f=1.', 0),
+    ('f=1\nHence f=1.', 0),
     ('\n'.join(PROOF), 0),
     ('', 0),
   ],

@@ -14,13 +14,11 @@ from qed.scaffolds import parsing
 CHAIN = problems.Chain(
   start=3, steps=(('*', 2), ('+', 2), ('*', 2)), first='c', is_brief=True
 )
-STATEMENT = 'Work modulo 5.\nc is 3\nd=c*2\ne=d+2\nf=e*2\nFind f.'
+STATEMENT = 'Work modulo 5.\nc=3\nd=c*2\ne=d+2\nf=e*2\nFind f.'
 RIGHT = [3, 1, 3, 1]
 WRONG = [3, 1, 4, 3]  # 1 + 2 is not 4; 4 * 2 = 8 is 3.
-PROOF, WRONG_PROOF = 'Hence f is 1.', 'Hence f is 3.'
-WORKING = (
-  'd=c*2 is 3 * 2\nd is 1\ne=d+2 is 1 + 2\ne is 3\nf=e*2 is 3 * 2\nf is 1'
-)
+PROOF, WRONG_PROOF = 'Hence f=1.', 'Hence f=3.'
+WORKING = 'd=c*2=3*2\nd=1\ne=d+2=1+2\ne=3\nf=e*2=3*2\nf=1'
 
 
 def test_reasoning_works_out_a_step_and_states_its_value():
@@ -35,34 +33,34 @@ def test_reasoning_works_out_a_step_and_states_its_value():
 def test_reasoning_goes_on_from_a_summary():
   assert lessons.reason(CHAIN, RIGHT, 2) == (
     'reason',
-    {'problem': STATEMENT, 'summary': 'e is 3'},
-    'f=e*2 is 3 * 2\nf is 1',
+    {'problem': STATEMENT, 'summary': 'e=3'},
+    'f=e*2=3*2\nf=1',
     PROOF,
   )
   whole = lessons.reason(CHAIN, RIGHT, 3)
-  assert whole.fields['summary'] == 'f is 1'
+  assert whole.fields['summary'] == 'f=1'
   assert (whole.reasoning, whole.answer) == ('', PROOF)
 
 
 def test_a_wrong_value_is_carried_on():
   lesson = lessons.reason(CHAIN, WRONG, 1)
-  assert lesson.fields['summary'] == 'd is 1'
-  assert lesson.reasoning == 'e=d+2 is 1 + 2\ne is 4\nf=e*2 is 4 * 2\nf is 3'
+  assert lesson.fields['summary'] == 'd=1'
+  assert lesson.reasoning == 'e=d+2=1+2\ne=4\nf=e*2=4*2\nf=3'
   assert lesson.answer == WRONG_PROOF
 
 
 @pytest.mark.parametrize(
   ('num_known', 'num_chars', 'reasoning', 'summary'),
   [
-    (0, 99, WORKING, 'f is 1'),
-    (0, 43, WORKING[:43], 'e is 3'),
-    (0, 42, 'd=c*2 is 3 * 2\nd is 1\ne=d+2 is 1 + 2\ne is ', 'd is 1'),
-    (0, 30, 'd=c*2 is 3 * 2\nd is 1\ne=d+2 is', 'd is 1'),
+    (0, 99, WORKING, 'f=1'),
+    (0, 27, 'd=c*2=3*2\nd=1\ne=d+2=1+2\ne=3', 'e=3'),
+    (0, 26, 'd=c*2=3*2\nd=1\ne=d+2=1+2\ne=', 'd=1'),  # Cut off in a value,
+    (0, 20, 'd=c*2=3*2\nd=1\ne=d+2=', 'd=1'),  # and in the working.
     (0, 4, 'd=c*', ''),
-    (1, 43, WORKING[22:], 'f is 1'),
-    (1, 8, 'e=d+2 is', 'd is 1'),
-    (3, 99, PROOF, 'f is 1'),  # There was no reasoning.
-    (3, 9, PROOF[:9], 'f is 1'),
+    (1, 27, 'e=d+2=1+2\ne=3\nf=e*2=3*2\nf=1', 'f=1'),
+    (1, 6, 'e=d+2=', 'd=1'),
+    (3, 99, PROOF, 'f=1'),  # There was no reasoning.
+    (3, 9, PROOF[:9], 'f=1'),
   ],
 )
 def test_a_summary_has_the_last_value_that_is_known(
@@ -73,7 +71,7 @@ def test_a_summary_has_the_last_value_that_is_known(
     'summarize',
     {
       'problem': STATEMENT,
-      'summary': ['', 'd is 1', 'e is 3', 'f is 1'][num_known],
+      'summary': ['', 'd=1', 'e=3', 'f=1'][num_known],
       'reasoning': reasoning,
     },
     '',
@@ -86,7 +84,7 @@ def test_a_review_says_which_value_is_wrong():
     'verify',
     {'problem': STATEMENT, 'proof': WRONG_PROOF},
     WORKING,
-    'Not 3.\n\\boxed{0}',
+    'f=3 is wrong.\n\\boxed{0}',
   )
 
 
@@ -100,8 +98,8 @@ def test_a_review_goes_through_a_right_proof():
 
 def test_a_reviewer_who_errs_finds_fault_with_a_right_proof():
   lesson = lessons.verify(CHAIN, RIGHT, [3, 1, 3, 0])
-  assert lesson.reasoning.endswith('f=e*2 is 3 * 2\nf is 0')
-  assert lesson.answer == 'Not 1.\n\\boxed{0}'
+  assert lesson.reasoning.endswith('f=e*2=3*2\nf=0')
+  assert lesson.answer == 'f=1 is wrong.\n\\boxed{0}'
 
 
 def test_a_report_is_confirmed():
@@ -116,7 +114,7 @@ def test_a_report_is_confirmed():
 
 
 def test_a_proof_is_mended():
-  report = 'Not 3.\n\\boxed{0}'
+  report = 'f=3 is wrong.\n\\boxed{0}'
   assert lessons.correct(CHAIN, WRONG, report, RIGHT) == (
     'correct',
     {'problem': STATEMENT, 'proof': WRONG_PROOF, 'report': report},
@@ -138,7 +136,7 @@ def test_a_merge_says_what_most_say(candidates, merged):
   lesson = lessons.merge(CHAIN, candidates)
   assert lesson.fields['problem'] == STATEMENT
   assert [*lesson.fields['candidates'].values()] == [
-    f'Hence f is {values[-1]}.' for values in candidates
+    f'Hence f={values[-1]}.' for values in candidates
   ]
   assert [*lesson.fields['candidates']] == [*'ABC'][: len(candidates)]
   assert (lesson.reasoning, lesson.answer) == ('', merged)
@@ -182,7 +180,7 @@ def test_proofs_that_were_found_right_are_kept():
         'Solution 1': PROOF,
         'The grader of solution 1': r'\boxed{7}',
         'Solution 2': WRONG_PROOF,
-        'The grader of solution 2': 'Not 3.\n\\boxed{0}',
+        'The grader of solution 2': 'f=3 is wrong.\n\\boxed{0}',
         'Solution 3': PROOF,
         'The grader of solution 3': r'\boxed{7}',
       },
@@ -296,7 +294,7 @@ def test_no_turn_that_is_summed_up_is_longer_than_a_turn_can_be():
     for _, lesson in draw()
     if lesson.role == 'summarize'
   )
-  assert longest == 98
+  assert longest == 52
 
 
 def test_a_second_look_errs_half_as_often():
@@ -304,14 +302,14 @@ def test_a_second_look_errs_half_as_often():
   for _, lesson in draw(num_lessons=6_000):
     if lesson.role in wrong:
       for line in lesson.reasoning.split('\n'):
-        work = re.fullmatch('.=.[*+]. is (.) ([*+]) (.)', line)
+        work = re.fullmatch('.=.[*+].=(.)([*+])(.)', line)
         if work:
           last, operation, constant = work.groups()
           exact = int(last) * int(constant)
           if operation == '+':
             exact = int(last) + int(constant)
         elif line:
-          wrong[lesson.role].append(int(line[5]) != exact % 5)
+          wrong[lesson.role].append(int(line[2]) != exact % 5)
   assert abs(np.mean(wrong['reason']) - 0.2) < 0.02
   assert abs(np.mean(wrong['correct']) - 0.1) < 0.06
 

@@ -25,11 +25,11 @@ def test_a_chain_by_hand():
 def test_a_brief_chain_by_hand():
   problem = problems.problem(CHAIN._replace(is_brief=True))
   assert problem.problem_id == 'brief-c=3-c*2-d+4'
-  assert problem.statement == 'Work modulo 5.\nc is 3\nd=c*2\ne=d+4\nFind e.'
-  assert problem.reference == 'Hence e is 0.'
+  assert problem.statement == 'Work modulo 5.\nc=3\nd=c*2\ne=d+4\nFind e.'
+  assert problem.reference == 'Hence e=0.'
   assert problem.rubric == (
     'Checkpoints (7 points in total):\n'
-    "- 7 points: the proof is 'Hence e is 0.'\n"
+    '- 7 points: the proof is one line, which states that e=0\n'
     'Zero credit: any other value; more than one.'
   )
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from qed import report
-from qed.reporting import sweep
+from qed.reporting import plots, sweep
 
 
 def config(program='sft', lr=1e-3, seed=0, **training):
@@ -45,6 +45,8 @@ def test_the_last_held_out_loss_is_the_metric_where_there_is_one():
   }
   found = outcome(metrics=metrics)
   assert (found.metric, found.value) == ('validation/loss', 4.0)
+  many = {step: {'validation/loss': float(step)} for step in range(1, 31)}
+  assert outcome(metrics=many).value == 30.0
 
 
 def test_a_training_loss_is_averaged_over_the_last_tenth_of_the_steps():
@@ -133,7 +135,7 @@ def test_a_run_that_has_not_ended_is_left_out_and_named():
 
 def test_a_run_that_came_to_no_number_spoils_its_mean_and_is_counted():
   (found,) = sweep.find(
-    [ended(1.0, lr=1.0), ended(math.nan, lr=1.0, seed=1), ended(2.0, lr=2.0)]
+    [ended(math.nan, lr=1.0), ended(1.0, lr=1.0, seed=1), ended(2.0, lr=2.0)]
   )
   assert sweep.rows(found)[1][0] == ['1', '2', '-', '1', '1']
 
@@ -195,3 +197,12 @@ def test_the_page_of_several_runs_has_the_sweep(tmp_path):
 def test_any_numbers_can_be_an_axis(values):
   runs = [ended(1.0 + i, lr=x) for i, x in enumerate(values)]
   assert points(sweep.draw(sweep.find(runs)[0])) == 2
+
+
+def test_runs_of_one_metric_have_their_own_colors_and_names():
+  panel = plots.Panel(title='', unit='', names=('loss',))
+  runs = {f'run{i}': {1: {'loss': 1.0}, 2: {'loss': i + 2.0}} for i in range(6)}
+  svg = plots.draw(panel, runs)
+  for index, name in enumerate(runs):
+    assert f'>{name}</text>' in svg
+    assert plots.COLORS[index] in svg
