@@ -345,7 +345,7 @@ def main() -> None:
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--jobs', type=int, default=2, help='runs at a time')
   parser.add_argument('--teaching_steps', type=int, default=400)
-  parser.add_argument('--grpo_steps', type=int, default=40)
+  parser.add_argument('--grpo_steps', type=int, default=60)
   parser.add_argument('--num_problems', type=int, default=40)
   parser.add_argument('--num_screened', type=int, default=32)
   parser.add_argument('--num_attempts', type=int, default=16)

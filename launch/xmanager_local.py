@@ -43,7 +43,7 @@ class XManager:
     """
     if unit.services or unit.main.num_processes > 1:
       raise app.UsageError(
-        f'{unit.name}: XManager runs one process on this machine, and this '
+        f'{unit.name}: XManager takes one process here, and this '
         'work unit is more; expected --executor=local'
       )
     if not isinstance(unit.main.requirements, Cpu):

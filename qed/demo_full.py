@@ -28,7 +28,8 @@ _NUM_PRACTICE, _NUM_HELD_OUT, _NUM_LONG = 1_200, 48, 48
 # A completion has room to reason about three steps, or about two with the
 # proof; so the long ones take two, three and three turns.
 _MAX_FIRST_STEPS, _MAX_STEPS, _MAX_REVIEWED_STEPS = 4, 8, 3
-_PRACTICE_STEPS = (1, 2, 4, 5, 6, 8)
+# Some turn of these has a proof to find, in one completion or behind others.
+_PRACTICE_STEPS = (1, 2, 4, 5, 7, 8)
 _HELD_OUT_STEPS, _LONG_STEPS = (2,), (4, 6, 8)
 _NUM_TURNS = 6
 _ERROR_RATE = 0.1  # Of a step of the teacher.

@@ -18,6 +18,9 @@ ends bit for bit like one that was not.
   qed grpo --config=experiments/rl_main.py --workdir=runs/rl
   qed grpo --config=experiments/rl_main.py:synchronous --workdir=runs/sync
 
+On several hosts the same command runs on each (qed/gang.py), and samplers are
+`qed serve`, with sampler.placement = 'remote'.
+
 The same command with the same DIR goes on where it was stopped. DIR/checkpoints
 is what `qed export` takes; rollouts.jsonl has every graded rollout, ledger.json
 where every token went, batches.jsonl which groups a step was trained on.

@@ -143,8 +143,8 @@ def draw(panel: Panel, runs: Mapping[str, Metrics]) -> str | None:
       ]
       if points:
         label = name if len(runs) == 1 else f'{run}: {name}'
-        if len(names) == 1 and len(runs) > 1:
-          label, color = run, index
+        if len(names) == 1:
+          color = index
         curves.append((index, color, label, *zip(*points, strict=True)))
   if not curves:
     return None

@@ -127,6 +127,6 @@ def send_when(path, *numbers):
         time.sleep(0.01)
       os.kill(os.getpid(), number)
 
-  thread = threading.Thread(target=send)
+  thread = threading.Thread(target=send, daemon=True)
   thread.start()
   return thread

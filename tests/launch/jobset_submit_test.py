@@ -46,11 +46,17 @@ def test_a_service_is_told_to_stop_and_may_take_its_time(tmp_path):
     'while true; do sleep 0.05; done'
   )
   command = service_command(program)
-  with subprocess.Popen(command, cwd=tmp_path) as process:
+  with subprocess.Popen(
+    command, cwd=tmp_path, start_new_session=True
+  ) as process:
     while not (tmp_path / 'up').exists():
       time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 42
+    try:
+      assert process.wait(timeout=60) == 42
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      raise
   assert (tmp_path / 'ended').exists()
 
 

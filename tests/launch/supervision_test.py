@@ -204,9 +204,13 @@ def test_without_a_terminal_the_work_goes_on(submit, tmp_path, monkeypatch):
     unit = make(tmp_path, "print(1); write('ready'); wait('go')")
     folder = tmp_path / 'unit'
     sender = send_when([folder / 'ready'], signal.SIGHUP)
-    threading.Thread(
-      target=lambda: (sender.join(), (folder / 'go').touch())
-    ).start()
+
+    def go_on():
+      sender.join()
+      time.sleep(0.3)  # For a signal that should have no effect to have one.
+      (folder / 'go').touch()
+
+    threading.Thread(target=go_on, daemon=True).start()
     code, _ = submit(unit)
   finally:
     signal.signal(signal.SIGHUP, before)
@@ -243,7 +247,8 @@ LocalProcesses(python={python!r}).submit([unit])
     [sys.executable, '-c', script], cwd=REPOSITORY, stdout=subprocess.DEVNULL
   )
   folder = tmp_path / 'unit'
-  while not (folder / 'ready').exists():
+  lock = folder / run_dirs.LOCK
+  while not ((folder / 'ready').exists() and 'main (' in lock.read_text()):
     assert launcher.poll() is None
     time.sleep(0.02)
   launcher.kill()
@@ -253,6 +258,6 @@ LocalProcesses(python={python!r}).submit([unit])
   assert f'main ({starts(unit)[0]})' in out
   assert len(starts(unit)) == 1
   (folder / 'go').touch()
-  while is_alive((folder / 'ready').read_text()):
+  while run_dirs.is_locked(folder):
     time.sleep(0.02)
   assert submit(unit)[0] == exit_codes.DONE

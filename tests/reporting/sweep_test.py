@@ -199,10 +199,10 @@ def test_any_numbers_can_be_an_axis(values):
   assert points(sweep.draw(sweep.find(runs)[0])) == 2
 
 
-def test_runs_of_one_metric_have_their_own_colors_and_names():
+def test_runs_of_one_metric_have_their_own_colors():
   panel = plots.Panel(title='', unit='', names=('loss',))
   runs = {f'run{i}': {1: {'loss': 1.0}, 2: {'loss': i + 2.0}} for i in range(6)}
   svg = plots.draw(panel, runs)
   for index, name in enumerate(runs):
-    assert f'>{name}</text>' in svg
+    assert f'>{name}: loss</text>' in svg
     assert plots.COLORS[index] in svg
