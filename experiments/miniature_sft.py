@@ -40,7 +40,7 @@ ARMS = {
     'model.path': 'runs/demo-full/sft-first/checkpoints',
     'data.paths': ('runs/demo-full/traces.jsonl',),
     'data.samples_per_step': 12,
-    'training.total_steps': 1_200,
+    'training.total_steps': 1_600,
   },
 }
 

@@ -23,8 +23,8 @@ from absl import app
 from qed import cli, config, demo, evaluate, grpo, report, sft, solving
 from qed.config import EvaluateRunConfig
 
-_NUM_FIRST_LESSONS, _NUM_LESSONS = 14_000, 15_000
-_NUM_PRACTICE, _NUM_HELD_OUT, _NUM_LONG = 1_200, 48, 48
+_NUM_FIRST_LESSONS, _NUM_LESSONS = 14_000, 20_000
+_NUM_PRACTICE, _NUM_HELD_OUT, _NUM_LONG = 1_200, 64, 96
 # A completion has room to reason about three steps, or about two with the
 # proof; so the long ones take two, three and three turns.
 _MAX_FIRST_STEPS, _MAX_STEPS, _MAX_REVIEWED_STEPS = 4, 8, 3

@@ -92,7 +92,7 @@ def solve(tmp_path, capsys):
   problem = tmp_path / 'problem.md'
   problem.write_text('\nShow that 2 + 2 = 4.\n\n', encoding='utf-8')
 
-  def call(*arguments, llm=None, problem=problem, workdir='work'):
+  def call(*arguments, llm=None, problem=problem, workdir='run'):
     given = [f'--problem={problem}'] if problem else []
     given += [f'--llm={llm}'] if llm else []
     given += [f'--workdir={tmp_path / workdir}'] if workdir else []
@@ -102,7 +102,7 @@ def solve(tmp_path, capsys):
   return call
 
 
-def trace_of(tmp_path, workdir='work'):
+def trace_of(tmp_path, workdir='run'):
   return json.loads((tmp_path / workdir / 'trace.json').read_text())
 
 
@@ -118,7 +118,7 @@ def test_a_problem_becomes_a_proof_and_a_trace(solve, model, url, tmp_path):
     20,
   )
   trace = trace_of(tmp_path)
-  proof = (tmp_path / 'work/proof.md').read_text()
+  proof = (tmp_path / 'run/proof.md').read_text()
   assert proof.startswith('Proof ')
   assert trace['text'] == proof.removesuffix('\n')
   assert trace['scaffold'] == 'rsa'
@@ -132,14 +132,14 @@ def test_a_problem_becomes_a_proof_and_a_trace(solve, model, url, tmp_path):
     *('knockout 1/match 1', 'knockout 2/match 1'),
   ]
   assert {entry['reasoning'] for entry in trace['trace']} == {'Hm.'}
-  config = json.loads((tmp_path / 'work/config.json').read_text())['config']
+  config = json.loads((tmp_path / 'run/config.json').read_text())['config']
   assert config['scaffolds']['rsa']['num_solutions'] == 3
   # What is seen: a line for each call, the proof, what it took, where it is.
   assert 'solution 1: 10 tokens, ' in out
   assert 'rsa: 8 calls, 80 tokens' in out
   assert proof in out
   assert '8 calls; 800 prompt tokens; 80 completion tokens' in out
-  assert f'{tmp_path}/work/proof.md' in out
+  assert f'{tmp_path}/run/proof.md' in out
 
 
 def test_a_second_start_pays_nothing(solve, model, url, tmp_path):
@@ -160,7 +160,7 @@ def test_what_asks_the_same_is_on_record_for_another_scaffold(
   _, out, _ = solve('--scaffold=single', llm=url)
   # The label is part of the seed: 'solution' is no 'solution 1'.
   assert len(model.asked) == 9
-  _, out, _ = solve('--scaffold=single', '--config.seed=1', llm=url)
+  _, out, _ = solve('--scaffold=single', '--config.seed=2', llm=url)
   assert len(model.asked) == 10
   assert '0 of the calls were on record' in out
 
@@ -182,7 +182,7 @@ def test_a_kill_at_any_call_loses_only_what_was_in_flight(
     codes.append(code)
     if code == cli.RESTART:
       assert 'calls.sqlite' in out
-      assert not (tmp_path / 'work/proof.md').exists()
+      assert not (tmp_path / 'run/proof.md').exists()
   assert codes == [cli.RESTART] * 3 + [cli.DONE]
   # Eight answers (1 + 2 + 3 + 2), and the three that never came.
   assert len(model.asked) == 8 + 3
@@ -199,7 +199,7 @@ def test_at_the_limit_of_the_budget_the_best_so_far_is_the_proof(
   code, out, _ = solve(*RSA, '--budget_tokens=49000', llm=url)
   assert (code, len(model.asked)) == (cli.DONE, 4)
   assert 'no proof; every call is in' in out
-  assert not (tmp_path / 'work/proof.md').exists()
+  assert not (tmp_path / 'run/proof.md').exists()
 
 
 def test_money_is_counted_at_the_prices_of_the_budget(
@@ -237,7 +237,7 @@ class TestFailures:
     assert 'overloaded: status 503' in out
     model.respond = model.reply
     assert solve(*arguments, llm=url)[0] == cli.DONE
-    assert (tmp_path / 'work/proof.md').exists()
+    assert (tmp_path / 'run/proof.md').exists()
 
   def test_a_call_that_fails_leaves_the_others(self, solve, model, url):
     def respond(body):
@@ -440,6 +440,7 @@ def test_a_folder_is_served_by_our_own_engine(solve, folder, tmp_path):
     '--config.scaffolds.best_of_n.num_verifications=1',
     '--config.scaffolds.best_of_n.solve=Prove: {{problem}}',
     f'--config.scaffolds.best_of_n.verify=Is it right? {"x" * 200}',
+    '--config.seed=2',  # Random weights may end at once; not with this one.
     llm=folder,
   )
   assert code == cli.DONE

@@ -136,8 +136,9 @@ class Calls:
   ) -> Answer:
     """Makes one call and reads its answer.
 
-    The seed is a hash of the setup's seed, the attempt and the label: equal
-    prompts are drawn differently, and a replay is equal.
+    The seed is a hash of the setup's seed, the attempt, the problem and the
+    label: equal prompts are drawn differently, a replay is equal, and problems
+    have no luck in common, which an interval over them takes for granted.
 
     Args:
       role: who answers.
@@ -248,7 +249,7 @@ class Calls:
       top_k=sampling.top_k,
       max_tokens=sampling.max_tokens,
       stop_token_ids=self._setup.stop_token_ids,
-      seed=seed_of(self._setup.seed, self._setup.attempt, label),
+      seed=seed_of(self._setup, self._problem.problem_id, label),
     )
 
   async def _sample(self, role, prompt, params, label):
@@ -350,9 +351,9 @@ class Calls:
     )
 
 
-def seed_of(seed: int, attempt: int, label: str) -> int:
+def seed_of(setup: Setup, problem_id: str, label: str) -> int:
   """The seed of a call, from 0 to 2**32 - 1; the same in every process."""
-  content = f'{seed}\0{attempt}\0{label}'.encode()
+  content = f'{setup.seed}\0{setup.attempt}\0{problem_id}\0{label}'.encode()
   return int.from_bytes(hashlib.sha256(content).digest()[:4], 'big')
 
 

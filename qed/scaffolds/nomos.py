@@ -103,7 +103,7 @@ async def solve(
     if verdict in ('1', '2'):
       return int(verdict) - 1
     calls.remark(answer, 'ties' if verdict == TIE else 'unparseable_verdicts')
-    return seed_of(config.seed, config.attempt, f'{label}/coin') % 2
+    return seed_of(config, problem.problem_id, f'{label}/coin') % 2
 
   rng = np.random.default_rng([config.seed, config.attempt])
   places = {id(scored): place for place, scored in enumerate(kept)}

@@ -1,6 +1,7 @@
 """Answers, seeds, failures, usage and trace of the calls of one attempt."""
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 
@@ -76,18 +77,24 @@ def test_there_must_be_a_solver():
     Calls(PROBLEM, {'verifier': None}, scripted.setup())
 
 
-async def test_a_seed_is_a_hash_of_seed_attempt_and_label():
+async def test_a_seed_is_a_hash_of_seed_attempt_problem_and_label():
   seeds = {}
-  for seed, attempt, label in [(7, 2, 'a'), (8, 2, 'a'), (7, 3, 'a')]:
+  for seed, attempt, name in [
+    (7, 2, 'p'),
+    (8, 2, 'p'),
+    (7, 3, 'p'),
+    (7, 2, 'q'),
+  ]:
     llm = Scripted(lambda asked: 'x')
     setup = scripted.setup(seed=seed, attempt=attempt)
-    calls = Calls(PROBLEM, llm, setup)
-    await calls.ask('solver', HELLO, label=label)
+    problem = dataclasses.replace(PROBLEM, problem_id=name)
+    calls = Calls(problem, llm, setup)
+    await calls.ask('solver', HELLO, label='a')
     await calls.ask('solver', HELLO, label='b')
-    seeds[seed, attempt] = [asked.params.seed for asked in llm.asked]
-  digest = hashlib.sha256(b'7\x002\x00a').hexdigest()
-  assert seeds[7, 2][0] == int(digest[:8], 16)
-  assert len({seed for pair in seeds.values() for seed in pair}) == 6
+    seeds[seed, attempt, name] = [asked.params.seed for asked in llm.asked]
+  digest = hashlib.sha256(b'7\x002\x00p\x00a').hexdigest()
+  assert seeds[7, 2, 'p'][0] == int(digest[:8], 16)
+  assert len({seed for pair in seeds.values() for seed in pair}) == 8
 
 
 async def test_parameters_are_those_of_the_setup_unless_a_call_has_others():
