@@ -32,7 +32,6 @@ ARMS = {
     **_ROLES,
     'model.path': 'runs/demo-full/model',
     'data.paths': ('runs/demo-full/traces-first.jsonl',),
-    'training.total_steps': 1_000,
   },
   # and then about long ones, and all that scaffolds ask for.
   'roles': {
@@ -40,7 +39,7 @@ ARMS = {
     'model.path': 'runs/demo-full/sft-first/checkpoints',
     'data.paths': ('runs/demo-full/traces.jsonl',),
     'data.samples_per_step': 12,
-    'training.total_steps': 1_600,
+    'training.total_steps': 2_000,
   },
 }
 

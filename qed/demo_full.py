@@ -23,7 +23,7 @@ from absl import app
 from qed import cli, config, demo, evaluate, grpo, report, sft, solving
 from qed.config import EvaluateRunConfig
 
-_NUM_FIRST_LESSONS, _NUM_LESSONS = 14_000, 20_000
+_NUM_FIRST_LESSONS, _NUM_LESSONS = 23_000, 25_000
 _NUM_PRACTICE, _NUM_HELD_OUT, _NUM_LONG = 1_200, 64, 96
 # A completion has room to reason about three steps, or about two with the
 # proof; so the long ones take two, three and three turns.

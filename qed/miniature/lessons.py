@@ -36,15 +36,15 @@ from qed.miniature.problems import MAX_POINTS, Chain
 # learns to from short chains, in a fraction of the steps.
 FIRST = {'reason': 85, 'summarize': 15}
 ALL = {
-  'reason': 42,
-  'summarize': 22,
-  'verify': 8,
-  'rate': 4,
+  'reason': 34,
+  'summarize': 16,
+  'verify': 14,
+  'rate': 6,
   'confirm': 2,
   'correct': 4,
-  'merge': 8,
-  'select': 4,
-  'compare': 3,
+  'merge': 12,
+  'select': 5,
+  'compare': 4,
   'consolidate': 3,
 }
 # No turn of the miniature gets further: three steps and a half.
