@@ -45,9 +45,6 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'problems.max_prompt_tokens': 88,
       'rollout.problems_per_step': 8,
       'rollout.states_per_problem': 2,
-      # Few states have a signal: those that a wrong value led to have none, nor
-      # those from which all that is left is to say it.
-      'rollout.zero_signal': 'refill',
       # Room for three steps, or for two and the proof.
       'sampling.max_tokens': 34,
       'cache.num_turns': 2,
@@ -63,6 +60,8 @@ def get_config(arm: str = 'baseline') -> ConfigDict:
       'summarizer.max_prompt_tokens': 128,
       'engine.prefill_buckets': (64, 88, 128),
       'packing.row_length': 264,
+      # Few states have a signal: those that a wrong value led to have none, nor
+      # those from which all that is left is to say it. At 1e-3 it collapses.
       'optim.peak_lr': 5e-4,
       'training.total_steps': 40,
       'evaluation.paths': ('runs/demo-full/held_out.jsonl',),
