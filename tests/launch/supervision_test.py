@@ -27,6 +27,16 @@ __all__ = ['python', 'submit']  # Fixtures.
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+  """Signals that tests under nohup, or in the background, begin ignoring."""
+  numbers = (signal.SIGINT, signal.SIGHUP)
+  before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 # Services.
 
 
