@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
   flags.DEFINE_bool(
     'full',
     False,
-    'an experiment that has not come out yet: reasoning cache and scaffolds',
+    'reasoning cache and scaffolds, in about twenty minutes',
     flag_values=values,
   )
   flags.DEFINE_integer(
