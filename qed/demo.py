@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
   flags.DEFINE_bool(
     'full',
     False,
-    'reasoning cache and scaffolds, in about twenty minutes',
+    'what comes after: reasoning cache and scaffolds',
     flag_values=values,
   )
   flags.DEFINE_integer(
