@@ -3,12 +3,12 @@ r"""POPE against plain GRPO, in miniature, on problems that are never solved.
   qed demo
   .venv/bin/python -m bench.pope --demo runs/demo [--out pope.json]
 
-The model is the demo's after SFT, taught a little longer by a teacher that errs
-in three lines of five: proofs of up to eight steps, half of them from a given
+The model is the demo's after SFT, taught for longer by a teacher that errs in
+seven lines of ten: proofs of up to six steps, half of them from a given
 beginning on, as POPE takes a model for granted that does what it is told. It
-is then right in about two lines of five, and hardly ever in eight.
+is then right in about three lines of ten, and hardly ever in six.
 
-Problems of eight steps of which none of 32 attempts was right are practised.
+Problems of six steps of which none of 32 attempts was right are practised.
 The shortest beginnings of their proofs are chosen as by `qed curate`
 (curation/prefixes.py), and then `qed grpo` goes on from the same weights, for
 the same number of steps and rollouts in every arm and for some seeds:
@@ -42,9 +42,10 @@ from bench import difficulty
 from bench.difficulty import MAX_PROMPT_TOKENS, MAX_TOKENS, PASS_SCORE
 
 GUIDED_PROMPT = '{{problem}}\n{{prefix}}'
-ERROR_RATE = 0.6
-NUM_STEPS = 8  # Of a chain; the lessons have up to as many.
-GROUPS_PER_STEP, GROUP_SIZE = 8, 8
+ERROR_RATE = 0.7
+NUM_STEPS = 6  # Of a chain; the lessons have up to as many.
+GROUPS_PER_STEP, GROUP_SIZE = 16, 8
+LEARNING_RATE = 3e-4
 _GUIDED = {
   'rollout.guided_per_problem': 1,
   'guidance.prompt': GUIDED_PROMPT,
@@ -74,7 +75,7 @@ def write_lessons(path: pathlib.Path, seed: int) -> None:
   """Proofs of the teacher; every other one from a beginning on."""
   from qed.data import guidance
   from qed.data import problems as files
-  from qed.miniature import teacher
+  from qed.miniature import problems, teacher
 
   rng = np.random.default_rng(seed)
   traces = []
@@ -84,6 +85,7 @@ def write_lessons(path: pathlib.Path, seed: int) -> None:
       num_steps=range(1, NUM_STEPS + 1),
       error_rate=ERROR_RATE,
       seed=seed + 1,
+      num_names=problems.FEW_NAMES,
     )
   ):
     lines = trace.proof.split('\n')
@@ -131,7 +133,10 @@ def write_problems(
 
   wanted = 2 * sizes.num_problems
   chains = problems.draw_distinct(
-    wanted + wanted // 4, [NUM_STEPS], np.random.default_rng(8)
+    wanted + wanted // 4,
+    [NUM_STEPS],
+    np.random.default_rng(8),
+    num_names=problems.FEW_NAMES,
   )
   settings = types.SimpleNamespace(
     template=GUIDED_PROMPT,
@@ -197,6 +202,8 @@ def make_config(
     'engine.prefill_buckets': (80, MAX_PROMPT_TOKENS),
     'packing.row_length': 288,
     'packing.microbatch_counts': (1, 2, 3, 4, 5, 6, 8),
+    # At the demo's 1e-3 the few groups with a signal lead to a collapse.
+    'optim.peak_lr': LEARNING_RATE,
     'training.seed': seed,
     'training.total_steps': sizes.grpo_steps,
     'training.checkpoint_interval_steps': sizes.grpo_steps,
@@ -325,17 +332,22 @@ def show(found: dict) -> None:
 
 def prepare(demo: pathlib.Path, workdir: pathlib.Path, sizes: Sizes) -> dict:
   """Teaches, chooses problems and beginnings, and evaluates before the rest."""
+  path = workdir / 'prepared.json'
+  if path.exists():
+    return json.loads(path.read_text(encoding='utf-8'))
   began = time.monotonic()
   teach(demo, workdir, sizes.teaching_steps)
   taught_secs = time.monotonic() - began
   start = workdir / 'sft/checkpoints'
   chosen = write_problems(start, workdir, sizes)
-  return {
+  made = {
     'chosen': chosen,
     'before': evaluate(start, workdir, sizes.num_attempts),
     'teaching_secs': taught_secs,
     'secs': time.monotonic() - began,
   }
+  path.write_text(json.dumps(made) + '\n', encoding='utf-8')
+  return made
 
 
 def main() -> None:
@@ -344,12 +356,12 @@ def main() -> None:
   parser.add_argument('--arms', nargs='+', default=[*ARMS][:2], choices=ARMS)
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--jobs', type=int, default=2, help='runs at a time')
-  parser.add_argument('--teaching_steps', type=int, default=400)
+  parser.add_argument('--teaching_steps', type=int, default=1_500)
   parser.add_argument('--grpo_steps', type=int, default=60)
   parser.add_argument('--num_problems', type=int, default=40)
   parser.add_argument('--num_screened', type=int, default=32)
   parser.add_argument('--num_attempts', type=int, default=16)
-  parser.add_argument('--workdir', type=pathlib.Path, help='kept; else none is')
+  parser.add_argument('--workdir', type=pathlib.Path, help='kept, and what was prepared there is used')
   parser.add_argument('--out', type=pathlib.Path, help='a JSON file')
   args = parser.parse_args()
   names = [field.name for field in dataclasses.fields(Sizes)]

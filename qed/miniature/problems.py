@@ -36,8 +36,8 @@ from qed.types import Problem
 MODULUS = 5
 MAX_STEPS = len(string.ascii_lowercase) - 1
 MAX_POINTS = 7
-# The fewer names there are, the sooner every rule was seen.
-_NUM_BRIEF_NAMES = 13
+# The fewer names there are, the sooner it is learnt to find the one that is due.
+FEW_NAMES = 13
 
 _STATEMENT = re.compile(
   rf'Work modulo {MODULUS}\.\n'
@@ -79,7 +79,11 @@ class Chain(NamedTuple):
 
 
 def draw(
-  num_steps: int, rng: np.random.Generator, *, is_brief: bool = False
+  num_steps: int,
+  rng: np.random.Generator,
+  *,
+  is_brief: bool = False,
+  num_names: int | None = None,
 ) -> Chain:
   """A random chain in which no step loses or keeps a value.
 
@@ -87,6 +91,8 @@ def draw(
     num_steps: 1 to `MAX_STEPS`.
     rng: advanced.
     is_brief: of the chain.
+    num_names: how many of the alphabet's letters occur, or as many as the chain
+      needs; all by default, and `FEW_NAMES` where a chain is brief.
 
   Raises:
     ValueError: another number of steps.
@@ -96,9 +102,9 @@ def draw(
       f'num_steps: expected 1 to {MAX_STEPS}, since values are named by '
       f'letters, got {num_steps}'
     )
-  num_names = len(string.ascii_lowercase)
-  if is_brief:
-    num_names = max(_NUM_BRIEF_NAMES, num_steps + 1)
+  if num_names is None:
+    num_names = FEW_NAMES if is_brief else len(string.ascii_lowercase)
+  num_names = max(num_names, num_steps + 1)
   operations = rng.integers(2, size=num_steps)
   return Chain(
     start=int(rng.integers(MODULUS)),
@@ -119,6 +125,7 @@ def draw_distinct(
   rng: np.random.Generator,
   *,
   is_brief: bool = False,
+  num_names: int | None = None,
 ) -> list[Chain]:
   """Different chains, whose numbers of steps take turns.
 
@@ -130,7 +137,8 @@ def draw_distinct(
     if len(chains) == num_chains:
       return list(chains)
     size = num_steps[len(chains) % len(num_steps)]
-    chains[draw(size, rng, is_brief=is_brief)] = None
+    chain = draw(size, rng, is_brief=is_brief, num_names=num_names)
+    chains[chain] = None
   raise ValueError(
     f'expected {num_chains} different chains of {tuple(num_steps)} steps, '
     f'found {len(chains)}; ask for fewer, or for longer ones'

@@ -50,6 +50,7 @@ def traces(
   num_steps: Sequence[int],
   error_rate: float,
   seed: int,
+  num_names: int | None = None,
 ) -> list[Trace]:
   """Proofs to be imitated by `qed sft`.
 
@@ -60,11 +61,14 @@ def traces(
     num_steps: numbers of steps, which take turns.
     error_rate: of a line.
     seed: decides everything.
+    num_names: see `problems.draw`.
   """
   rng = np.random.default_rng(seed)
   written = []
   for index in range(num_traces):
-    chain = problems.draw(num_steps[index % len(num_steps)], rng)
+    chain = problems.draw(
+      num_steps[index % len(num_steps)], rng, num_names=num_names
+    )
     problem = problems.problem(chain)
     proof = write(chain, rng, error_rate=error_rate)
     written.append(
