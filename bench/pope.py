@@ -201,7 +201,7 @@ def make_config(
     'engine.num_slots': GROUPS_PER_STEP * GROUP_SIZE,
     'engine.prefill_buckets': (80, MAX_PROMPT_TOKENS),
     'packing.row_length': 288,
-    'packing.microbatch_counts': (1, 2, 3, 4, 5, 6, 8),
+    'packing.microbatch_counts': (2, 3, 4, 5, 6, 8, 12, 16),
     # At the demo's 1e-3 the few groups with a signal lead to a collapse.
     'optim.peak_lr': LEARNING_RATE,
     'training.seed': seed,
@@ -369,6 +369,8 @@ def main() -> None:
   spawn = multiprocessing.get_context('spawn')
   with tempfile.TemporaryDirectory() as scratch:
     workdir = args.workdir or pathlib.Path(scratch)
+    for arm in args.arms:  # A mistake is told before anything is trained.
+      make_config(workdir, workdir, 'http://localhost', arm, 0, sizes)
     with spawn.Pool(1) as pool:
       made = pool.apply(prepare, (args.demo, workdir, sizes))
     print(made['chosen'], f'{made["secs"]:.0f} s', flush=True)

@@ -646,11 +646,17 @@ def several(tiny, monkeypatch):
 
 
 def assert_alike(found, expected):
-  """The same losses, but for the order in which devices are summed."""
+  """The same run, but for the order in which devices are summed.
+
+  The first steps agree to float32's rounding; every step makes more of it, in
+  the gradient's norm (seen: 3e-4 at step 34) more than in the loss (3e-6).
+  """
   theirs, ours = read_metrics(expected), read_metrics(found)
   assert sorted(ours) == sorted(theirs) == list(range(1, 41))
   for step, record in theirs.items():
-    assert ours[step] == pytest.approx(record, rel=1e-4, abs=2e-5)
+    rel = 5e-6 if step <= 5 else 2e-3
+    assert ours[step] == pytest.approx(record, rel=rel, abs=1e-7)
+    assert ours[step]['loss'] == pytest.approx(record['loss'], rel=2e-5)
 
 
 @pytest.mark.slow
