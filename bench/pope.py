@@ -222,6 +222,9 @@ def practise(
   from qed.miniature import judge_server
   from qed.training import metrics
 
+  path = workdir / f'{arm}-{seed}.json'
+  if path.exists():
+    return json.loads(path.read_text(encoding='utf-8'))
   began = time.monotonic()
   with (
     tempfile.TemporaryDirectory() as run_dir,
@@ -236,7 +239,7 @@ def practise(
       pathlib.Path(run_dir) / 'checkpoints', workdir, sizes.num_attempts
     )
   shown = ('reward/mean', 'groups/zero_signal', 'entropy')
-  return {
+  found = {
     'arm': arm,
     'seed': seed,
     'scores': scores,
@@ -249,6 +252,8 @@ def practise(
     'trained_secs': trained_secs,
     'secs': time.monotonic() - began,
   }
+  path.write_text(json.dumps(found) + '\n', encoding='utf-8')
+  return found
 
 
 def evaluate(
@@ -361,7 +366,9 @@ def main() -> None:
   parser.add_argument('--num_problems', type=int, default=40)
   parser.add_argument('--num_screened', type=int, default=32)
   parser.add_argument('--num_attempts', type=int, default=16)
-  parser.add_argument('--workdir', type=pathlib.Path, help='kept, and what was prepared there is used')
+  parser.add_argument(
+    '--workdir', type=pathlib.Path, help='kept, and what is done there counts'
+  )
   parser.add_argument('--out', type=pathlib.Path, help='a JSON file')
   args = parser.parse_args()
   names = [field.name for field in dataclasses.fields(Sizes)]

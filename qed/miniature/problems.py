@@ -36,7 +36,7 @@ from qed.types import Problem
 MODULUS = 5
 MAX_STEPS = len(string.ascii_lowercase) - 1
 MAX_POINTS = 7
-# The fewer names there are, the sooner it is learnt to find the one that is due.
+# The fewer there are, the sooner a model learns to find the one that is due.
 FEW_NAMES = 13
 
 _STATEMENT = re.compile(
