@@ -108,17 +108,15 @@ def item(chain):
 async def with_judge(work, workdir: pathlib.Path):
   """What `work(grade)` returns, with the exact judge asked over HTTP."""
   from experiments import miniature_rl
-  from qed import config, writers
+  from qed import config, judge
   from qed.miniature import judge_server
 
   with judge_server.start() as server:
     section = config.JudgeConfig(
       **{**miniature_rl.get_config().judge.to_dict(), 'base_url': server.url}
     )
-    async with contextlib.AsyncExitStack() as stack:
-      return await work(
-        await writers.judge(section, workdir / 'verdicts.sqlite', stack)
-      )
+    async with judge.opened(section, workdir / 'verdicts.sqlite') as judging:
+      return await work(judging.grade)
 
 
 async def estimated(items, model, grade, num_attempts: int) -> list:

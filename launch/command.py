@@ -159,7 +159,7 @@ def parse(
   return Command(
     experiment=experiment,
     sources=sources,
-    axes=_axes(values['sweep'].value, sources[0]),
+    axes=_axes('--sweep', values['sweep'].value, sources[0]),
     layout=_layout(values['layout'].value, sources[0]),
     tpu=values['tpu'].value,
     executor_name=name,
@@ -251,24 +251,25 @@ def _sources(source: str, patterns: Sequence[str]) -> tuple[str, ...]:
   )
 
 
-def _axes(texts: Iterable[str], source: str) -> dict[str, list[Any]]:
-  """Reads --sweep=FIELD=VALUE,VALUE."""
+def _axes(flag: str, texts: Iterable[str], source: str) -> dict[str, list[Any]]:
+  """Reads FLAG=FIELD=VALUE,VALUE."""
   axes: dict[str, list[Any]] = {}
   values = cli.load_config(source)
   for text in texts:
     path, equals, listed = text.partition('=')
     if not equals or path in axes:
       raise app.UsageError(
-        f'{text}: expected FIELD=VALUE,VALUE, and every field once'
+        f'{flag}={text}: expected FIELD=VALUE,VALUE, and every field once'
       )
-    axes[path] = _listed(listed, isinstance(_value_at(values, path), str))
+    are_texts = isinstance(_value_at(values, path), str)
+    axes[path] = _listed(f'{flag}={path}', listed, are_texts)
   return axes
 
 
 def _layout(texts: Iterable[str], source: str) -> dict[str, Any]:
   """Reads --layout=FIELD=VALUE."""
   found = {}
-  for path, values in _axes(texts, source).items():
+  for path, values in _axes('--layout', texts, source).items():
     if len(values) != 1:
       raise app.UsageError(f'--layout={path}: expected one value, got {values}')
     (found[path],) = values
@@ -284,7 +285,7 @@ def _value_at(values: ConfigDict, path: str) -> Any:
   return values
 
 
-def _listed(text: str, are_texts: bool) -> list[Any]:
+def _listed(place: str, text: str, are_texts: bool) -> list[Any]:
   """Values between commas, as Python writes them; texts as they are."""
   if are_texts:
     return text.split(',')
@@ -292,5 +293,6 @@ def _listed(text: str, are_texts: bool) -> list[Any]:
     return [*ast.literal_eval(f'({text},)')]
   except (ValueError, SyntaxError) as error:
     raise app.UsageError(
-      f'{text}: expected values as Python writes them, with commas between them'
+      f'{place}={text}: expected values as Python writes them, such as 1e-5 or '
+      'True, with commas between them'
     ) from error

@@ -300,7 +300,7 @@ class Experiment:
       },
       requirements=requirements or Cpu(),
       num_processes=num_processes,
-      secrets=_secrets(resolved),
+      secrets=_secrets(resolved, flags or {}),
     )
     if callable(services):
       services = services(workdir)
@@ -357,12 +357,15 @@ def flag_value(value: Any) -> str:
   return value if isinstance(value, str) else repr(value)
 
 
-def _secrets(resolved: Mapping[str, Any]) -> tuple[str, ...]:
-  """The environment variables with keys that a config names."""
+def _secrets(
+  values: Mapping[str, Any], flags: Mapping[str, str], path: str = 'config'
+) -> tuple[str, ...]:
+  """The environment variables with keys that a run's config and flags name."""
   found = {}
-  for name, value in resolved.items():
+  for name, value in values.items():
+    value = flags.get(f'{path}.{name}', value)
     if isinstance(value, Mapping):
-      found |= dict.fromkeys(_secrets(value))
+      found |= dict.fromkeys(_secrets(value, flags, f'{path}.{name}'))
     elif name == 'api_key_env' and value:
       found[value] = None
     elif name == 'wandb_project' and value:

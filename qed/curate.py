@@ -34,11 +34,9 @@ import os
 import pathlib
 import signal
 import sys
-import time
 from collections.abc import (
   Callable,
   Iterable,
-  Iterator,
   Mapping,
   Sequence,
 )
@@ -46,7 +44,7 @@ from typing import Any
 
 from absl import app, flags
 
-from qed import cli, curated, writers
+from qed import cli, curated, judge, writers
 from qed.config import CurateConfig, WriterConfig
 from qed.curation import (
   asking,
@@ -56,6 +54,7 @@ from qed.curation import (
   filters,
   likeness,
   prefixes,
+  progress,
   quality,
   rubrics,
   selection,
@@ -64,13 +63,10 @@ from qed.curation import (
   teacher,
 )
 from qed.curation.records import Item
-from qed.data import templates
 from qed.llm import http
 from qed.llm import journal as journals
-from qed.planning import tables
 from qed.reporting import difficulty as difficulty_plot
 
-_TOLD_EVERY_SECS = 10.0
 _SOURCES = tuple(sources.REQUIRED)
 _WITH_WRITER = ('quality', 'rubrics', 'difficulty', 'teacher')
 
@@ -181,7 +177,7 @@ class _Run:
     curated.write_review(self._folder, self._last, benchmark)
     async with contextlib.AsyncExitStack() as stack:
       await self._ask_models(stack)
-    self._write_summary()
+    curated.write_summary(self._folder, self._reports)
 
   async def _read(self) -> None:
     """The first stage, of which the input are the files themselves."""
@@ -221,9 +217,10 @@ class _Run:
       )
     if 'difficulty' in names:
       solver = await model(config.difficulty.writer)
-      grade = await writers.judge(
-        config.judge, self._folder / 'verdicts.sqlite', stack
+      asked = await stack.enter_async_context(
+        judge.opened(config.judge, self._folder / 'verdicts.sqlite')
       )
+      grade = asked.grade
       await self._stage(
         'difficulty',
         lambda items: difficulty.estimate(
@@ -264,8 +261,8 @@ class _Run:
       source = self._reports[-1].sha256
       total = self._reports[-1].num_kept
     if not isinstance(section, dict):
-      section = _settings(section)
-    with _progress(name, total) as told:
+      section = stages.settings_of(section)
+    with progress.shown(name, total) as told:
       report = await stages.run(
         folder,
         name,
@@ -287,7 +284,7 @@ class _Run:
     unused = []
     every = self._folder / 'sft_all.jsonl.making'
     with (
-      _progress('teacher', self._reports[-1].num_kept) as told,
+      progress.shown('teacher', self._reports[-1].num_kept) as told,
       every.open('w', encoding='utf-8', newline='\n') as file,
     ):
       num_done = 0
@@ -330,7 +327,7 @@ class _Run:
       'Problems that were never solved, but have a proof.',
     )
     found = []
-    with _progress('prefixes', None) as told:
+    with progress.shown('prefixes', None) as told:
       async for prefix in prefixes.choose(
         unsolved(),
         model,
@@ -365,31 +362,6 @@ class _Run:
     )
     print(f'{path}: {count:,} rows', flush=True)
 
-  def _write_summary(self) -> None:
-    rows = []
-    for report in self._reports:
-      rows.append(
-        (report.stage, f'{report.num_in:,}', f'{report.num_kept:,}', '')
-      )
-      rows += [
-        ('', '', f'-{count:,}', reason)
-        for reason, count in report.removed.items()
-      ]
-    tables.show(
-      [
-        tables.Table(
-          title='What became of the problems',
-          header=('stage', 'in', 'kept', 'removed because'),
-          rows=rows,
-          note='',
-        )
-      ]
-    )
-    stages.write_json(
-      self._folder / 'summary.json',
-      {'stages': [dataclasses.asdict(report) for report in self._reports]},
-    )
-
 
 def _check_keys(config: CurateConfig) -> None:
   """Tells a missing key before anything is done."""
@@ -419,22 +391,6 @@ def _inputs(config: CurateConfig) -> list[dict[str, Any]]:
   ]
 
 
-def _settings(section: Any) -> dict[str, Any]:
-  """What the outcomes of a stage depend on; not how it gets at them."""
-  values = dataclasses.asdict(section)
-  values.pop('num_threads', None)
-  writer = values.get('writer')
-  if writer is not None:
-    names = ('base_url', 'model', 'effort', 'sampling')
-    values['writer'] = {name: writer[name] for name in names}
-  for name in ('template', 'repair_template', 'prompt'):
-    if name in values:  # The text counts, not only what it is called.
-      slots = {slot: slot for slot in templates.slots(values[name])}
-      text = templates.render(values[name], **slots)
-      values[f'{name}_sha256'] = stages.digest({'text': text})
-  return values
-
-
 def _line(report: stages.Report) -> str:
   removed = ', '.join(f'{n:,} {why}' for why, n in report.removed.items())
   rate = report.num_in / max(report.secs, 1e-9)
@@ -443,36 +399,6 @@ def _line(report: stages.Report) -> str:
     + (f' (removed: {removed})' if removed else '')
     + f', {rate:,.0f} rows/s'
   )
-
-
-@contextlib.contextmanager
-def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-  """Yields what to call with the number done: a bar, or a line now and then."""
-  if sys.stdout.isatty():
-    from rich import progress
-
-    with progress.Progress(
-      progress.TextColumn(name),
-      progress.MofNCompleteColumn(),
-      progress.BarColumn(bar_width=None),
-      progress.TimeRemainingColumn(),
-      transient=True,
-    ) as bar:
-      task = bar.add_task('', total=total)
-      yield lambda done: bar.update(task, completed=done)
-    return
-  began = last = time.monotonic()
-
-  def tell(done: int) -> None:
-    nonlocal last
-    now = time.monotonic()
-    if now - last > _TOLD_EVERY_SECS:
-      last = now
-      rate = done / (now - began)
-      eta = f', eta {(total - done) / rate:,.0f} s' if total and rate else ''
-      print(f'{name}: {done:,} done, {rate:,.0f}/s{eta}', flush=True)
-
-  yield tell
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from qed.curation import (
   stages,
 )
 from qed.curation.records import Item
+from qed.planning import tables
 from qed.reporting import matches
 from qed.types import Problem
 
@@ -184,6 +185,40 @@ def _review_row(
     'how': ': '.join(filter(None, (note['how'], evidence))),
     'is_removed': is_removed,
   }
+
+
+def write_summary(
+  folder: pathlib.Path, reports: Sequence[stages.Report]
+) -> None:
+  """Writes the counts of all stages to summary.json, and prints them.
+
+  Args:
+    folder: of the run.
+    reports: of the stages, in order.
+  """
+  rows = []
+  for report in reports:
+    rows.append(
+      (report.stage, f'{report.num_in:,}', f'{report.num_kept:,}', '')
+    )
+    rows += [
+      ('', '', f'-{count:,}', reason)
+      for reason, count in report.removed.items()
+    ]
+  tables.show(
+    [
+      tables.Table(
+        title='What became of the problems',
+        header=('stage', 'in', 'kept', 'removed because'),
+        rows=rows,
+        note='',
+      )
+    ]
+  )
+  stages.write_json(
+    folder / 'summary.json',
+    {'stages': [dataclasses.asdict(report) for report in reports]},
+  )
 
 
 def problem_row(item: Item) -> dict[str, Any]:

@@ -13,14 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import app
 
-from qed import cli, config, demo, evaluate, grpo, report, sft, solving
+from qed import (
+  cli,
+  config,
+  demo,
+  demo_results,
+  evaluate,
+  grpo,
+  sft,
+  solving,
+)
 from qed.config import EvaluateRunConfig
 
 _NUM_FIRST_LESSONS, _NUM_LESSONS = 23_000, 25_000
@@ -37,8 +45,8 @@ _ERROR_RATE = 0.1  # Of a step of the teacher.
 # and proof hang together, and nothing that follows has a signal.
 _MIN_SCORE = 0.1
 _MAX_VOCAB_SIZE = 500
-# Those that are trained from the SFT model: what each practises on, by arm.
-_TRAINED = {'rl': 'miniature_rc.py:plain', 'rc': 'miniature_rc.py'}
+# What those practise on that are trained from the SFT model, by arm.
+_ARMS = {'rl': 'miniature_rc.py:plain', 'rc': 'miniature_rc.py'}
 _EVALUATION = str(demo.EXPERIMENTS / 'miniature_scaffolds.py')
 # Of `miniature_scaffolds.py`: the template that each role is asked by.
 _TEMPLATES = {
@@ -69,8 +77,11 @@ def run(workdir: pathlib.Path, seed: int, timed: Callable[..., Any]) -> int:
     ('sft: short chains', _sft, 'sft-first', seed),
     ('sft: all roles', _sft, 'sft', seed),
     ('scaffolds', _evaluate, 'sft', _scaffolds),
-    *((f'grpo: {name}', _grpo, name, seed) for name in _TRAINED),
-    *((f'turns: {name}', _evaluate, name, _turns) for name in _TRAINED),
+    *((f'grpo: {name}', _grpo, name, seed) for name in demo_results.TRAINED),
+    *(
+      (f'turns: {name}', _evaluate, name, _turns)
+      for name in demo_results.TRAINED
+    ),
   ]
   for stage, function, *arguments in stages:
     code = timed(stage, function, workdir, *arguments)
@@ -78,10 +89,10 @@ def run(workdir: pathlib.Path, seed: int, timed: Callable[..., Any]) -> int:
       return code
     if stage == 'scaffolds':
       _check_signal(workdir)
-  found = _summary(workdir)
-  page = _report(workdir)
-  _plot(found, workdir / 'report')
-  _print_tables(found)
+  found = demo_results.write_summary(workdir, max_turns=_NUM_TURNS)
+  page = demo_results.write_page(workdir)
+  demo_results.plot(found, page.parent)
+  demo_results.print_tables(found)
   print(f'\n{page}')
   return cli.DONE
 
@@ -201,7 +212,7 @@ def _grpo(workdir: pathlib.Path, name: str, seed: int) -> int:
     return grpo.main(
       [
         'qed grpo',
-        f'--config={demo.EXPERIMENTS / _TRAINED[name]}',
+        f'--config={demo.EXPERIMENTS / _ARMS[name]}',
         f'--config.model.path={workdir / "sft/checkpoints"}',
         f'--config.problems.paths={workdir / "practice.jsonl"}',
         f'--config.evaluation.paths={workdir / "held_out.jsonl"}',
@@ -235,7 +246,7 @@ def _turns(workdir: pathlib.Path, name: str) -> dict[str, EvaluateRunConfig]:
   """One to six turns of the reasoning cache, on the long problems."""
   trained = cli.load_config(str(demo.EXPERIMENTS / 'miniature_rc.py'))
   return {
-    f'turns={turns}': _config(
+    demo_results.turns_name(turns): _config(
       name,
       workdir,
       {
@@ -268,7 +279,7 @@ def _scaffolds(
 
 def _check_signal(workdir: pathlib.Path) -> None:
   """Stops here if there is nothing that could be made better."""
-  found = _row(_entry(workdir, 'evaluate-sft', 'single'))
+  found = demo_results.row(demo_results.entry(workdir, 'sft', 'single'))
   if found['mean'] < _MIN_SCORE:
     raise app.UsageError(
       f'after SFT the mean score is {found["mean"]:.3f} of 1 on problems that '
@@ -287,7 +298,8 @@ def _evaluate(
   """Evaluates one model in many ways, each in a run directory of its own."""
   from qed.miniature import judge_server
 
-  folder, runs = workdir / f'evaluate-{name}', runs_of(workdir, name)
+  folder = demo_results.evaluations_dir(workdir, name)
+  runs = runs_of(workdir, name)
   first = next(iter(runs.values()))
 
   async def measure_all(judge_url: str) -> int:
@@ -309,173 +321,3 @@ def _evaluate(
     return cli.DONE
   with judge_server.start() as judge:
     return asyncio.run(measure_all(judge.url))
-
-
-def _summary(workdir: pathlib.Path) -> dict[str, Any]:
-  """Writes summary.json.
-
-  sft, grpo, rc: held-out problems, out of 1, as in the plain demo. turns: by
-  model and number of turns. rc_less_rl: by number of turns, paired by problem.
-  scaffolds: by name.
-  """
-  from qed import held_out
-  from qed.evals import summary
-  from qed.training import rundir
-
-  trained = {name: held_out.on_file(workdir / name) for name in _TRAINED}
-  turns = {
-    name: {
-      str(turn): _entry(workdir, f'evaluate-{name}', f'turns={turn}')
-      for turn in range(1, _NUM_TURNS + 1)
-    }
-    for name in _TRAINED
-  }
-  secs = json.loads((workdir / 'seconds.json').read_text(encoding='utf-8'))
-  found = {
-    'sft': demo.interval(trained['rl'][0]['scores']),
-    'grpo': demo.interval(trained['rl'][max(trained['rl'])]['scores']),
-    'rc': demo.interval(trained['rc'][max(trained['rc'])]['scores']),
-    'turns': {
-      name: {turn: _row(x) for turn, x in by_turn.items()}
-      for name, by_turn in turns.items()
-    },
-    'rc_less_rl': {
-      turn: _difference(summary.compare(turns['rc'][turn], turns['rl'][turn]))
-      for turn in turns['rc']
-    },
-    'scaffolds': {
-      name: _row(_entry(workdir, 'evaluate-sft', name))
-      for name in solving.SCAFFOLDS
-    },
-    'seconds': sum(secs.values()),
-    'stage_seconds': secs,
-  }
-  rundir.write_json(workdir / 'summary.json', found)
-  return found
-
-
-def _entry(workdir: pathlib.Path, *names: str) -> dict[str, Any]:
-  """What an evaluation found."""
-  path = workdir.joinpath(*names, 'summary.json')
-  return json.loads(path.read_text(encoding='utf-8'))['evaluations'][0]
-
-
-def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
-  """Of an evaluation: the score out of 1, what it took, and parts by length."""
-  bounds = {'mean': 'value', 'low': 'low', 'high': 'high'}
-  by_length: dict[int, list[float]] = {}
-  for problem_id, scores in entry['problem_scores'].items():
-    # brief-c=3-c*2-d+4 has two steps.
-    by_length.setdefault(problem_id.count('-') - 1, []).extend(scores)
-  return {
-    **{key: entry['score'][name] / 7 for key, name in bounds.items()},
-    'n': entry['score']['n'],
-    'tokens': entry['tokens']['completion'],
-    'calls': entry['tokens']['calls'],
-    'by_steps': {
-      str(steps): sum(scores) / len(scores) / 7
-      for steps, scores in sorted(by_length.items())
-    },
-  }
-
-
-def _difference(compared: Any) -> dict[str, float]:
-  difference = compared.difference
-  return {
-    'mean': difference.value / 7,
-    'low': difference.low / 7,
-    'high': difference.high / 7,
-    'p_value': compared.p_value,
-    'n': difference.num_problems,
-  }
-
-
-def _report(workdir: pathlib.Path) -> pathlib.Path:
-  evaluated = [workdir / f'evaluate-{name}' for name in ('sft', *_TRAINED)]
-  return report.write([workdir, *evaluated], workdir / 'report', 32)
-
-
-def _plot(found: Mapping[str, Any], folder: pathlib.Path) -> None:
-  """turns.svg and scaffolds.svg: scores in percent, with their intervals."""
-  from qed.reporting import score_plots
-
-  def points(rows: Sequence[tuple[float, str, Mapping[str, float]]]):
-    return [
-      score_plots.Point(
-        x=x,
-        label=label,
-        y=100 * row['mean'],
-        low=100 * row['low'],
-        high=100 * row['high'],
-      )
-      for x, label, row in rows
-    ]
-
-  by_turn = [
-    (int(turn), name, row)
-    for name, rows in found['turns'].items()
-    for turn, row in rows.items()
-  ]
-  svg = score_plots.draw(
-    points(by_turn), x='turns', y='% of 7 points', is_connected=True
-  )
-  (folder / 'turns.svg').write_text(svg, encoding='utf-8')
-  by_tokens = [
-    (row['tokens'], name, row) for name, row in found['scaffolds'].items()
-  ]
-  svg = score_plots.draw(
-    points(by_tokens), x='tokens of an attempt', y='% of 7 points'
-  )
-  (folder / 'scaffolds.svg').write_text(svg, encoding='utf-8')
-
-
-def _print_tables(found: Mapping[str, Any]) -> None:
-  from qed.planning import tables
-
-  def cells(row: Mapping[str, float]) -> tuple[str, str]:
-    return (
-      f'{row["mean"]:.3f}',
-      f'{row["low"]:.3f} to {row["high"]:.3f}',
-    )
-
-  tables.show(
-    [
-      tables.Table(
-        title='Held-out problems that fit in a completion, one completion',
-        header=('after', 'score / 7', '95 % interval'),
-        rows=[(name, *cells(found[name])) for name in ('sft', 'grpo', 'rc')],
-      ),
-      tables.Table(
-        title='Problems that are too long for one: score / 7 by turns',
-        header=('turns', 'RL', '', 'RC', '', 'RC less RL', '', 'tokens'),
-        rows=[
-          (
-            turn,
-            *cells(found['turns']['rl'][turn]),
-            *cells(row),
-            *cells(found['rc_less_rl'][turn]),
-            f'{row["tokens"]:.0f}',
-          )
-          for turn, row in found['turns']['rc'].items()
-        ],
-      ),
-      tables.Table(
-        title='Scaffolds of the SFT model with the same budget',
-        header=('scaffold', 'score / 7', '95 % interval', 'tokens', 'calls'),
-        rows=[
-          (name, *cells(row), f'{row["tokens"]:.0f}', f'{row["calls"]:.1f}')
-          for name, row in found['scaffolds'].items()
-        ],
-      ),
-      tables.Table(
-        title='Time',
-        rows=[
-          *(
-            (f'{secs:.0f} s', stage)
-            for stage, secs in found['stage_seconds'].items()
-          ),
-          (f'{found["seconds"]:.0f} s', 'together'),
-        ],
-      ),
-    ]
-  )

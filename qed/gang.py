@@ -82,10 +82,9 @@ class Gang:
     else:
       self._put(_DISMISSAL, code)
 
-  def _put(self, *order: Any) -> Any:
-    name, *arguments = order
+  def _put(self, name: str, *arguments: Any) -> Any:
     result = Future()
-    self._orders.put(((name, tuple(arguments)), result))
+    self._orders.put(((name, arguments), result))
     return result.result()
 
   def _lead(self) -> None:

@@ -8,14 +8,11 @@ import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
-from absl import app
-
 from qed import judge
 from qed.config import EvaluateRunConfig
 from qed.evals import benchmarks, identity
-from qed.grading import answers, verdicts
+from qed.grading import answers
 from qed.grading.judge import Judge
-from qed.llm import http
 from qed.types import Grade, Problem
 
 
@@ -35,12 +32,10 @@ async def opened(
   async with contextlib.AsyncExitStack() as stack:
     ask = None
     if identity.needs_judge(config, kind):
-      client = await stack.enter_async_context(
-        http.Http(judge.endpoint(config.judge))
-      )
-      await judge.check_reachable(config.judge, client)
-      ask = client.ask
-    store = stack.enter_context(_open_verdicts(workdir))
+      ask = (await judge.connect(config.judge, stack)).ask
+    store = stack.enter_context(
+      judge.open_verdicts(workdir / 'verdicts.sqlite')
+    )
     asked = Judge(ask, config.judge, store)
     grade = asked.grade
     if kind == 'answer':
@@ -76,10 +71,3 @@ def _answer_grader(
     )
 
   return grade
-
-
-def _open_verdicts(workdir: pathlib.Path) -> verdicts.Verdicts:
-  try:
-    return verdicts.Verdicts(workdir / 'verdicts.sqlite')
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error

@@ -11,9 +11,10 @@ rollout/guided.py). With rollout.states_per_problem, prompts have summaries of
 earlier turns (a reasoning cache; rollout/states.py), and states.jsonl has every
 turn.
 
-The three run at the same time. How far sampling may run ahead of training is
-rollout.max_lag: 0 makes them take turns, and then a run that was interrupted
-ends bit for bit like one that was not.
+The three (rollout/collector.py, qed/policy.py, qed/publishing.py) run at the
+same time. How far sampling may run ahead of training is rollout.max_lag: 0
+makes them take turns, and then a run that was interrupted ends bit for bit like
+one that was not.
 
   qed grpo --config=experiments/rl_main.py --workdir=runs/rl
   qed grpo --config=experiments/rl_main.py:synchronous --workdir=runs/sync
@@ -35,7 +36,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -46,19 +46,20 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from qed import cli, held_out, preparation, startup, unrolling
+from qed import cli, held_out, preparation, recording, startup, unrolling
+from qed.collecting import make_collector
 from qed.config import GrpoConfig
 from qed.preparation import Account, Grader, Run
-from qed.rollout import groups, guided, health, lines, prompts
-from qed.rollout.collector import Collector, Plan
+from qed.publishing import Publisher
+from qed.recording import Recorder
+from qed.rollout import health, prompts
 from qed.rollout.health import HealthError
 from qed.rollout.journal import Journal
 from qed.rollout.stages import Stages
-from qed.types import SamplingParams
 
 # jax takes seconds to import, and a wrong config is to be told in one.
 if TYPE_CHECKING:
-  from qed.policy import Trainer, Update
+  from qed.policy import Trainer
   from qed.samplers import Sampler
   from qed.training.metrics import Progress, Writer
 
@@ -184,18 +185,8 @@ class Loop:
     )
     self._limits.counts |= account.ill_steps
     self._stages = Stages(_STAGES)
-    for name in ('problems', 'batches', 'inspected', 'evaluations'):
-      lines.cut_partial_line(run.workdir / f'{name}.jsonl')
-    self._problems_on_file = lines.Once(
-      run.workdir / 'problems.jsonl', 'problem_id'
-    )
+    self._recorder = Recorder(run, self._stages)
     self._stop = asyncio.Event()
-    self._unpublished: tuple[int, Any] | None = None
-    self._has_unpublished = asyncio.Event()
-    self._in_effect = trainer.num_done  # Version that samplers draw with.
-    self._is_in_effect = asyncio.Event()
-    self._evaluation: asyncio.Task | None = None
-    self._evaluated: dict[str, float] = {}
 
   def start(self, open_sampler: OpenSampler, open_grader: OpenGrader) -> int:
     """Trains until all steps are done or somebody stops it; saves the state.
@@ -207,74 +198,61 @@ class Loop:
       HealthError: the run should not go on as it is.
     """
     path = self._run.workdir / 'rollouts.jsonl'
-    with contextlib.closing(Journal(path)) as self._journal:
+    with contextlib.closing(Journal(path)) as journal:
       try:
-        asyncio.run(self._open(open_sampler, open_grader))
+        asyncio.run(self._open(open_sampler, open_grader, journal))
       except StallError as error:
         print(f'stopped, since {error}')
     return cli.DONE if self._is_complete else cli.RESTART
 
-  def conclude(self) -> None:
-    """Writes the run in one object, or says how far it is; all is saved."""
-    from qed.training import rundir
-
-    if not self._is_complete:
-      print(
-        f'{self._trainer.num_done} of {self._run.config.training.total_steps} '
-        'steps are done and saved; the same command goes on from here'
-      )
-      return
-    folder = self._run.workdir
-    account = dataclasses.asdict(self._account)
-    del account['collector'], account['ill_steps']
-    found = held_out.on_file(folder)
-    summary = {
-      'steps': self._trainer.num_done,
-      **account,
-      'ledger': json.loads((folder / 'ledger.json').read_text()),
-      'evaluation': found[max(found)] if found else {},
-    }
-    rundir.write_json(folder / 'summary.json', summary)
-    print(f'complete: {summary}')
-
   async def _open(
-    self, open_sampler: OpenSampler, open_grader: OpenGrader
+    self, open_sampler: OpenSampler, open_grader: OpenGrader, journal: Journal
   ) -> None:
     """Opens what the run needs, and runs it."""
     from qed.training import metrics
 
-    run, done = self._run, self._trainer.num_done
+    run, stages, done = self._run, self._stages, self._trainer.num_done
     if self._is_complete:
       return
     watch = asyncio.create_task(self._watch())
     watch.add_done_callback(lambda _: self._stop.set())
     async with contextlib.AsyncExitStack() as stack:
       opening = open_sampler(run, self._trainer.weights(), done)
-      with self._stages.inside('publish', f'version {done}'):
-        self._sampler = await self._unless_stopped(
-          stack.enter_async_context(opening)
-        )
-      if self._sampler is None:
+      with stages.inside('publish', f'version {done}'):
+        sampler = await self._unless_stopped(stack.enter_async_context(opening))
+      if sampler is None:
         watch.result()  # Raises what it ended with.
         return
-      self._grader = await stack.enter_async_context(open_grader(run))
-      source = unrolling.open_source(
-        run,
-        self._sampler,
-        stages=self._stages,
-        journal=self._journal,
-        version=lambda: self._in_effect,
+      grader = await stack.enter_async_context(open_grader(run))
+      self._publisher = Publisher(sampler, stages, version=done)
+      self._source = await stack.enter_async_context(
+        unrolling.open_source(
+          run,
+          sampler,
+          stages=stages,
+          journal=journal,
+          version=lambda: self._publisher.in_effect,
+        )
       )
-      self._source = await stack.enter_async_context(source)
-      self._collector = self._make_collector()
+      self._collector = make_collector(
+        run,
+        self._source,
+        sampler,
+        grader,
+        journal=journal,
+        stages=stages,
+        on_problem=self._recorder.write_problem,
+      )
       self._collector.restore(self._account.collector, step=done)
-      training = run.config.training
+      self._evaluations = held_out.Evaluations(
+        run, sampler, grader, stages, wait_for=self._publisher.wait_for
+      )
       writer, progress = stack.enter_context(
         metrics.opened(
           run.workdir,
           done=done,
-          num_steps=training.total_steps,
-          wandb_project=training.wandb_project,
+          num_steps=run.config.training.total_steps,
+          wandb_project=run.config.training.wandb_project,
         )
       )
       await self._work(watch, writer, progress)
@@ -284,8 +262,11 @@ class Loop:
   ) -> None:
     """Runs all parts; the trainer's end, or a failure of any, ends all."""
     train = asyncio.create_task(self._train(writer, progress))
-    parts = (self._collector.run, self._publish)
-    others = [*(asyncio.create_task(part()) for part in parts), watch]
+    parts = (
+      self._collector.run(),
+      self._publisher.run(self._collector.advance),
+    )
+    others = [*map(asyncio.create_task, parts), watch]
     try:
       await asyncio.wait([train, *others], return_when='FIRST_COMPLETED')
       self._stop.set()
@@ -301,39 +282,34 @@ class Loop:
         await self._save()
       if failure:
         raise failure
-      if self._evaluation is not None and self._is_complete:
-        await asyncio.wait(
-          [self._evaluation, *others], return_when='FIRST_COMPLETED'
-        )
-        failure = _failure([self._evaluation, *others])
+      evaluation = self._evaluations.task
+      if evaluation is not None and self._is_complete:
+        await asyncio.wait([evaluation, *others], return_when='FIRST_COMPLETED')
+        failure = _failure([evaluation, *others])
         if failure:
           raise failure
     finally:
-      others += [self._evaluation] if self._evaluation else []
-      for task in (train, *others):
+      tasks = [*filter(None, (train, *others, self._evaluations.task))]
+      for task in tasks:
         task.cancel()
-      await asyncio.gather(train, *others, return_exceptions=True)
-      self._write_ledger()  # Rollouts may have come in since the last one.
-
-  @property
-  def _is_complete(self) -> bool:
-    return self._trainer.num_done >= self._run.config.training.total_steps
-
-  # The trainer.
+      await asyncio.gather(*tasks, return_exceptions=True)
+      # Rollouts may have come in since the last one.
+      self._recorder.write_ledger(self._collector)
 
   async def _train(self, writer: Writer, progress: Progress) -> None:
     """A step for every batch of groups, until it is told to stop."""
     config, trainer = self._run.config, self._trainer
     interval = config.training.checkpoint_interval_steps
-    self._begin_evaluation()
+    self._evaluations.begin(trainer.num_done)
     while not self._is_complete:
       taken = await self._unless_stopped(self._collector.take())
       if taken is None:
         return
-      if config.rollout.max_lag == 0 and self._evaluation is not None:
+      evaluation = self._evaluations.task
+      if config.rollout.max_lag == 0 and evaluation is not None:
         # Its samples must all be of one version.
-        await self._unless_stopped(asyncio.shield(self._evaluation))
-        if not self._evaluation.done():
+        await self._unless_stopped(asyncio.shield(evaluation))
+        if not evaluation.done():
           return
       began = time.monotonic()
       shares = [trainer.share(group) for group in taken]
@@ -341,17 +317,25 @@ class Loop:
         update = await asyncio.to_thread(trainer.update, shares)
       self._collector.book(shares)
       self._account.secs += time.monotonic() - began
-      self._hand_out(update.weights)
       done = trainer.num_done
-      record = self._record(update, shares, time.monotonic() - began)
+      self._publisher.hand_out(update.weights, done)
+      secs = time.monotonic() - began
+      record = self._recorder.write_step(
+        done, update, shares, self._collector, self._source
+      )
+      record |= trainer.throughput(shares, secs) | self._evaluations.report()
       writer.write(done, record)
-      progress.show(done, _figures(record))
-      self._begin_evaluation()
+      progress.show(done, recording.figures(record))
+      self._evaluations.begin(done)
       illness = self._illness(record)
       if illness:
         raise illness
       if done % interval == 0 or self._is_complete:
         await self._save()
+
+  @property
+  def _is_complete(self) -> bool:
+    return self._trainer.num_done >= self._run.config.training.total_steps
 
   async def _unless_stopped(self, work) -> Any:
     """What `work` returns, or None if the run is to stop before that."""
@@ -365,54 +349,6 @@ class Loop:
       await asyncio.gather(task, return_exceptions=True)
       return None
     return task.result()
-
-  def _record(
-    self, update: Update, shares: Sequence[groups.Share], secs: float
-  ) -> dict[str, float]:
-    """The metrics of a step, and its lines in the other files."""
-    run, done = self._run, self._trainer.num_done
-    book = self._write_ledger()
-    lines.append(
-      run.workdir / 'batches.jsonl',
-      [{'step': done, 'groups': [share.group.group_id for share in shares]}],
-    )
-    every = run.config.health.inspect_interval_steps
-    if every and done % every == 0:
-      lines.append(
-        run.workdir / 'inspected.jsonl',
-        update.inspected_lines(done, run.words.decode),
-      )
-    busy, elapsed = self._stages.lap()
-    finished = self._collector.report()
-    record = update.record | health.of_groups(finished)
-    if run.config.guidance.paths:
-      record |= guided.metrics(
-        finished, pass_score=run.config.guidance.pass_score
-      )
-    record |= self._source.report()
-    record |= {
-      'tokens/generated': book['generated'],
-      'tokens/trained': book['trained'],
-      'tokens/stale': book['stale'],
-      'tokens/dropped': sum(book['dropped'].values()),
-      'tokens/in_flight': book['in_flight'],
-      'groups/waiting': self._collector.num_waiting,
-      'groups/under_way': self._collector.num_under_way,
-      'secs/step': elapsed,
-      'idle/trainer': 1 - busy['train'] / elapsed,
-      'idle/sampler': 1 - busy['generate'] / elapsed,
-    }
-    record |= {f'secs/{stage}': busy[stage] for stage in _STAGES}
-    record |= self._trainer.throughput(shares, secs) | self._evaluated
-    self._evaluated = {}
-    return record
-
-  def _write_ledger(self) -> dict[str, Any]:
-    from qed.training import rundir
-
-    book = self._collector.book_as_json()
-    rundir.write_json(self._run.workdir / 'ledger.json', book)
-    return book
 
   def _illness(self, record: Mapping[str, float]) -> HealthError | None:
     """Why the run should not go on, if so."""
@@ -445,29 +381,6 @@ class Loop:
     with self._stages.inside('checkpoint', step):
       await asyncio.to_thread(self._trainer.save, extra)
 
-  # The publisher.
-
-  def _hand_out(self, weights: Any) -> None:
-    """Leaves weights for the publisher, who takes the newest."""
-    self._unpublished = (self._trainer.num_done, weights)
-    self._has_unpublished.set()
-
-  async def _publish(self) -> None:
-    """Brings new weights to the samplers, and tells the collector."""
-    while True:
-      await self._has_unpublished.wait()
-      self._has_unpublished.clear()
-      version, weights = self._unpublished
-      self._unpublished = None
-      with self._stages.inside('publish', f'version {version}'):
-        await self._sampler.update(weights, version)
-      del weights
-      self._in_effect = version
-      self._is_in_effect.set()
-      self._collector.advance(version)
-
-  # The watchdog.
-
   async def _watch(self) -> None:
     """Returns when the run is asked to stop.
 
@@ -481,77 +394,17 @@ class Loop:
         raise StallError(f'{stuck} (health.stall_secs = {limit:g})')
       await asyncio.sleep(_WATCH_SECS)
 
-  # The collector's part.
-
-  def _make_collector(self) -> Collector:
-    config, run = self._run.config, self._run
-    sampling, rollout = config.sampling, config.rollout
-
-    async def grade(problem, completion, prefix):
-      return await self._grader.grade(
-        problem, completion, sampling.max_tokens, prefix
-      )
-
-    return Collector(
-      self._source,
-      Plan(
-        num_steps=config.training.total_steps,
-        groups_per_step=rollout.groups_per_step,
-        group_size=rollout.group_size,
-        max_lag=rollout.max_lag,
-        max_groups_in_flight=rollout.max_groups_in_flight,
-        max_groups_waiting=rollout.max_groups_waiting,
-        zero_signal=rollout.zero_signal,
-        max_dropped_groups=config.health.max_dropped_groups,
-        seed=config.training.seed,
-      ),
-      SamplingParams(
-        **dataclasses.asdict(sampling),
-        stop_token_ids=run.words.stop_token_ids,
-        seed=0,
-      ),
-      sample=self._sampler.sample,
-      grade=grade,
-      wait_ready=self._grader.wait_ready,
-      journal=self._journal,
-      pass_rates=prompts.PassRates(
-        low=config.problems.min_pass_rate, high=config.problems.max_pass_rate
-      ),
-      stages=self._stages,
-      on_problem=self._problems_on_file.write,
-    )
-
-  # Evaluation.
-
-  def _begin_evaluation(self) -> None:
-    """Tries the held-out problems if it is time, beside everything else."""
-    interval = self._run.config.training.eval_interval_steps
+  def conclude(self) -> None:
+    """Writes the run in one object, or says how far it is; all is saved."""
     done = self._trainer.num_done
-    if not interval or (done % interval and not self._is_complete):
-      return
-    if self._evaluation is not None:
-      if not self._evaluation.done():
-        print(f'step {done}: not evaluated; the last one is still under way')
-        return
-      self._evaluation.result()
-    self._evaluation = asyncio.create_task(self._evaluate(done))
-
-  async def _evaluate(self, step: int) -> None:
-    """Puts the scores of held-out problems on file."""
-    while self._in_effect < step:
-      self._is_in_effect.clear()
-      await self._is_in_effect.wait()
-    found = held_out.on_file(self._run.workdir).get(step)
-    if found is None:
-      found = await held_out.evaluate(
-        self._run, self._sampler, self._grader, self._stages, step
+    if not self._is_complete:
+      print(
+        f'{done} of {self._run.config.training.total_steps} steps are done and '
+        'saved; the same command goes on from here'
       )
-      lines.append(self._run.workdir / 'evaluations.jsonl', [found])
-    self._evaluated = {
-      f'eval/{name}': value
-      for name, value in found.items()
-      if isinstance(value, int | float)
-    }
+      return
+    summary = self._recorder.write_summary(done, self._account)
+    print(f'complete: {summary}')
 
 
 def _failure(tasks: Sequence[asyncio.Task]) -> BaseException | None:
@@ -563,26 +416,6 @@ def _failure(tasks: Sequence[asyncio.Task]) -> BaseException | None:
         error = error.exceptions[0]
       return error
   return None
-
-
-def _figures(record: Mapping[str, float]) -> dict[str, str]:
-  """What a person wants to see of a step."""
-  shown = {
-    'reward': ('reward/mean', '.3f'),
-    'eval': ('eval/score_mean', '.3f'),
-    'length': ('length/mean', '.0f'),
-    'truncated': ('rollouts/truncated', '.0%'),
-    'ungraded': ('rollouts/ungraded', '.0%'),
-    'entropy': ('entropy', '.3f'),
-    'lag': ('lag/max', '.0f'),
-    'mismatch': ('mismatch/mean', '.1e'),
-    'tokens/s': ('time/tokens_per_sec', ',.0f'),
-  }
-  return {
-    name: format(record[key], style)
-    for name, (key, style) in shown.items()
-    if key in record
-  }
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,69 @@ from qed.rollout import lines, prompts
 from qed.rollout.stages import Stages
 from qed.samplers import Sampler
 from qed.types import Completion, Grade, SamplingParams
+
+
+class Evaluations:
+  """One evaluation after another, beside the training; for one event loop."""
+
+  def __init__(
+    self,
+    run: Run,
+    sampler: Sampler,
+    grader: Grader,
+    stages: Stages,
+    *,
+    wait_for: Callable[[int], Awaitable[None]],
+  ):
+    """Begins with none.
+
+    Args:
+      run: its config says when.
+      sampler: what draws.
+      grader: who grades.
+      stages: has 'generate' and 'grade'.
+      wait_for: returns when a version of the weights is drawn with.
+    """
+    self._run, self._wait_for = run, wait_for
+    self._sampler, self._grader, self._stages = sampler, grader, stages
+    self._metrics: dict[str, float] = {}
+    self.task: asyncio.Task | None = None  # Of the last one that was begun.
+
+  def begin(self, step: int) -> None:
+    """Begins that of a step, if it is time; the one before must be over."""
+    training = self._run.config.training
+    interval, is_last = (
+      training.eval_interval_steps,
+      step >= training.total_steps,
+    )
+    if not interval or (step % interval and not is_last):
+      return
+    if self.task is not None:
+      if not self.task.done():
+        print(f'step {step}: not evaluated; the last one is still under way')
+        return
+      self.task.result()
+    self.task = asyncio.create_task(self._evaluate(step))
+
+  def report(self) -> dict[str, float]:
+    """Metrics of what was evaluated since the last call."""
+    found, self._metrics = self._metrics, {}
+    return found
+
+  async def _evaluate(self, step: int) -> None:
+    """Puts the scores of held-out problems on file, unless they are."""
+    await self._wait_for(step)
+    found = on_file(self._run.workdir).get(step)
+    if found is None:
+      found = await evaluate(
+        self._run, self._sampler, self._grader, self._stages, step
+      )
+      lines.append(self._run.workdir / 'evaluations.jsonl', [found])
+    self._metrics = {
+      f'eval/{name}': value
+      for name, value in found.items()
+      if isinstance(value, int | float)
+    }
 
 
 async def evaluate(

@@ -32,7 +32,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ from qed.grading import judge as judges
 from qed.grading.solutions import GradedSolution
 from qed.llm import http
 from qed.planning import tables
+from qed.reporting import agreement as agreement_plot
 from qed.types import Grade
 
 _TOLD_EVERY_SECS = 10.0
@@ -101,7 +102,7 @@ def run(
 
   began = time.monotonic()
   rundir.start(folder, dataclasses.asdict(config), may_change=())
-  with _open(record) as store:
+  with open_verdicts(record) as store:
     grades = asyncio.run(_grade_all(config, items, store, regrade=regrade))
     if grades is None:
       print('stopped; what the judge replied so far is kept', flush=True)
@@ -133,12 +134,40 @@ def run(
     'secs': time.monotonic() - began,
   }
   rundir.write_json(folder / 'summary.json', summary)
-  draw(items, grades, folder / 'agreement.png')
+  agreement_plot.draw(
+    [item.human_score for item in items],
+    _scores(grades),
+    [item.problem.problem_id for item in items],
+    folder / 'agreement.png',
+  )
   tables.show([_table(config, items, metrics, statuses)])
   return cli.DONE
 
 
-def _open(record: pathlib.Path) -> verdicts.Verdicts:
+@contextlib.asynccontextmanager
+async def opened(
+  judge: JudgeConfig, record: pathlib.Path
+) -> AsyncIterator[judges.Judge]:
+  """A judge, to ask for what is not on record; it need not be there yet.
+
+  Args:
+    judge: where it is, and what it is asked.
+    record: the file of its verdicts.
+
+  Raises:
+    ValueError: its key is not in the environment, or the file is no record.
+  """
+  with verdicts.Verdicts(record) as store:
+    async with http.Http(http.Endpoint.from_config(judge)) as client:
+      yield judges.Judge(client.ask, judge, store)
+
+
+def open_verdicts(record: pathlib.Path) -> verdicts.Verdicts:
+  """The verdicts on record.
+
+  Raises:
+    UsageError: the file is no record of verdicts.
+  """
   try:
     return verdicts.Verdicts(record)
   except ValueError as error:
@@ -179,11 +208,7 @@ async def _grade_all(
   async with contextlib.AsyncExitStack() as stack:
     ask = None
     if not regrade:
-      client = await stack.enter_async_context(
-        http.Http(endpoint(config.judge))
-      )
-      await check_reachable(config.judge, client)
-      ask = client.ask
+      ask = (await connect(config.judge, stack)).ask
     judge = judges.Judge(ask, config.judge, store)
     count = len(items) * config.agreement.replicas
     told = stack.enter_context(_progress(count))
@@ -224,34 +249,25 @@ async def _grade_all(
   return [grades[i : i + size] for i in range(0, count, size)]
 
 
-def endpoint(judge: JudgeConfig) -> http.Endpoint:
-  """Where a judge is.
+async def connect(
+  judge: JudgeConfig, stack: contextlib.AsyncExitStack
+) -> http.Http:
+  """A judge that is there; a wrong address is told before patience does.
+
+  Args:
+    judge: where it is.
+    stack: closes the connections.
 
   Raises:
-    UsageError: its key is not in the environment.
+    UsageError: its key is not in the environment, or nobody is there.
   """
-  if judge.api_key_env and judge.api_key_env not in os.environ:
+  try:
+    endpoint = http.Endpoint.from_config(judge)
+  except ValueError as error:
     raise app.UsageError(
-      f'judge.api_key_env = {judge.api_key_env!r}: the environment has no such '
-      "variable; '' sends no key"
-    )
-  return http.Endpoint(
-    base_url=judge.base_url,
-    model=judge.model,
-    api_key=os.environ.get(judge.api_key_env, ''),
-    connect_secs=judge.connect_secs,
-    deadline_secs=judge.deadline_secs,
-    max_attempts=judge.max_attempts,
-    max_connections=judge.max_concurrency,
-  )
-
-
-async def check_reachable(judge: JudgeConfig, client: http.Http) -> None:
-  """Tells a wrong address or key before patience does.
-
-  Raises:
-    UsageError: nobody is there.
-  """
+      f"judge.api_key_env: {error}; '' sends no key"
+    ) from error
+  client = await stack.enter_async_context(http.Http(endpoint))
   try:
     await client.models()
   except http.Failure as failure:
@@ -260,6 +276,7 @@ async def check_reachable(judge: JudgeConfig, client: http.Http) -> None:
       raise app.UsageError(
         f'judge.base_url = {judge.base_url!r}: {failure}'
       ) from failure
+  return client
 
 
 @contextlib.contextmanager
@@ -365,50 +382,6 @@ def _interval(metric: agreement.Metric) -> str:
   if not math.isfinite(metric.low):
     return ''
   return f'{metric.low:.3f} .. {metric.high:.3f}'
-
-
-def draw(
-  items: Sequence[GradedSolution],
-  grades: Sequence[Sequence[Grade]],
-  path: str | os.PathLike[str],
-) -> None:
-  """Plots the judge's scores against people's, and the same as advantages.
-
-  Left, the area of a dot is the number of verdicts. Right, both less their
-  mean over the problem's solutions: what GRPO would learn from.
-  """
-  from matplotlib.figure import Figure
-
-  human = np.array([item.human_score for item in items])
-  scores = _scores(grades)
-  figure = Figure(figsize=(9, 4.2), layout='constrained')
-  left, right = figure.subplots(1, 2)
-  ok = np.isfinite(scores)
-  pairs = np.stack([np.broadcast_to(human[:, None], ok.shape)[ok], scores[ok]])
-  dots, counts = np.unique(pairs, axis=1, return_counts=True)
-  left.plot([0, 7], [0, 7], color='0.7', linewidth=1)
-  left.scatter(*dots, s=300 * counts / max(counts.max(initial=1), 1), alpha=0.6)
-  left.set(
-    title='Score',
-    xlabel='people',
-    ylabel='judge',
-    xlim=(-0.5, 7.5),
-    ylim=(-0.5, 7.5),
-  )
-  by_problem: dict[str, list[int]] = collections.defaultdict(list)
-  for index, item in enumerate(items):
-    by_problem[item.problem.problem_id].append(index)
-  for indices in by_problem.values():
-    for replica in scores[indices].T:
-      valid = np.isfinite(replica)
-      if valid.sum() > 1:
-        a, b = human[indices][valid], replica[valid]
-        right.plot(
-          a - a.mean(), b - b.mean(), '.', color='C0', alpha=0.4, markersize=5
-        )
-  right.plot([-7, 7], [-7, 7], color='0.7', linewidth=1)
-  right.set(title='Advantage', xlabel='people', ylabel='judge')
-  figure.savefig(path, dpi=150)
 
 
 def _write_grades(

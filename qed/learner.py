@@ -35,16 +35,8 @@ class Learner:
     """
     self._run, self._state, self._checkpointer = run, state, checkpointer
     config = run.config
-    kernel = config.model.attention
     settings = dict(
-      model=run.model,
-      compute=steps.Compute(
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        attention=None if kernel == 'auto' else kernel,
-        chunk_size=config.training.logprob_chunk_size,
-        mesh=run.mesh,
-      ),
+      model=run.model, compute=steps.Compute.from_config(config, run.mesh)
     )
     objective = steps.PolicyLoss.from_config(
       config.loss, temperature=config.sampling.temperature

@@ -286,17 +286,11 @@ def _trace(
   tx = optimizer.make(
     num_steps=num_steps, model=model, **dataclasses.asdict(run.optim)
   )
-  kernel = run.model.attention
+  compute = steps.Compute.from_config(run, mesh)
   settings: dict[str, Any] = dict(
     model=model,
     tx=tx,
-    compute=steps.Compute(
-      dtype=run.model.dtype,
-      remat=layout.remat,
-      attention=None if kernel == 'auto' else kernel,
-      chunk_size=run.training.logprob_chunk_size,
-      mesh=mesh,
-    ),
+    compute=dataclasses.replace(compute, remat=layout.remat),
   )
   with_reference = False
   if run.program == 'grpo':

@@ -21,7 +21,7 @@ from qed.models import specs
 from qed.rollout import groups, health
 from qed.rollout.groups import Share
 from qed.training import metrics
-from qed.types import PackedBatch, RolloutGroup, TrainingSample
+from qed.types import Completion, PackedBatch, RolloutGroup, TrainingSample
 
 _Chosen = tuple[Share, int, TrainingSample]  # Member of the share.
 
@@ -203,7 +203,7 @@ def _of_completion(scores: np.ndarray, sample: TrainingSample) -> np.ndarray:
   return scores[: len(sample.token_ids) - 1][sample.loss_mask[1:]]
 
 
-def _completion(share: Share, member: int):
+def _completion(share: Share, member: int) -> Completion:
   return share.group.rollouts[member].completion
 
 

@@ -34,13 +34,9 @@ if TYPE_CHECKING:
   from qed.data.tokenizer import Tokenizer
   from qed.models import specs
 
-# What may differ from one start of a run to the next: where things lie, how the
-# same numbers are computed, and when to give up.
+# What may differ from one start of a run to the next.
 _MAY_CHANGE = (
-  'model.path',
-  'model.remat',
-  'model.attention',
-  'mesh',
+  *startup.MAY_CHANGE,
   'problems.paths',
   'problems.tokenizer',
   'rollout.driver',
@@ -68,14 +64,6 @@ _MAY_CHANGE = (
   'judge.cooldown_secs',
   'judge.usd_per_million_prompt',
   'judge.usd_per_million_completion',
-  'packing.num_rows',
-  'packing.microbatch_counts',
-  'training.logprob_chunk_size',
-  'training.checkpoint_interval_steps',
-  'training.max_checkpoints',
-  'training.eval_interval_steps',
-  'training.max_skipped_steps',
-  'training.wandb_project',
   'evaluation',
   'health',
 )
@@ -309,37 +297,24 @@ def _check_held_out(
 @contextlib.asynccontextmanager
 async def open_judge(run: Run) -> AsyncIterator[Grader]:
   """The judge of the config, with its verdicts in the run directory."""
+  from qed import judge
   from qed.data import chat
   from qed.grading import rewards
-  from qed.grading.judge import Judge
-  from qed.grading.verdicts import Verdicts
-  from qed.llm.http import Endpoint, Http, api_key
 
-  judge = run.config.judge
-  endpoint = Endpoint(
-    base_url=judge.base_url,
-    model=judge.model,
-    api_key=api_key(judge.api_key_env),
-    connect_secs=judge.connect_secs,
-    deadline_secs=judge.deadline_secs,
-    max_attempts=judge.max_attempts,
-    max_connections=judge.max_concurrency,
-  )
-  with Verdicts(run.workdir / 'verdicts.sqlite') as store:
-    async with Http(endpoint) as http:
-      asked = Judge(http.ask, judge, store)
+  record = run.workdir / 'verdicts.sqlite'
+  async with judge.opened(run.config.judge, record) as asked:
 
-      async def grade(problem, completion, max_tokens, prefix):
-        proof = completion.text
-        if run.config.problems.chat_style == 'thinking':
-          _, proof = chat.split_thinking(proof)
-        proof = guidance.whole_proof(prefix, proof)
-        verdict = await asked.grade(problem, proof)
-        return verdict, rewards.reward(
-          completion,
-          verdict,
-          max_tokens=max_tokens,
-          **dataclasses.asdict(run.config.reward),
-        )
+    async def grade(problem, completion, max_tokens, prefix):
+      proof = completion.text
+      if run.config.problems.chat_style == 'thinking':
+        _, proof = chat.split_thinking(proof)
+      proof = guidance.whole_proof(prefix, proof)
+      verdict = await asked.grade(problem, proof)
+      return verdict, rewards.reward(
+        completion,
+        verdict,
+        max_tokens=max_tokens,
+        **dataclasses.asdict(run.config.reward),
+      )
 
-      yield Grader(grade, asked.wait_ready)
+    yield Grader(grade, asked.wait_ready)

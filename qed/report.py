@@ -7,7 +7,8 @@
 
 The page of a single run goes into its own folder: RUN_DIR/report/index.html.
 It opens from disk and needs no network. A folder whose subfolders are runs,
-such as that of `qed demo`, stands for all of them. Of runs that differ in their
+such as that of `qed demo`, stands for all of them. A run is called by the end
+of its path, with as many folders as tell it apart. Of runs that differ in their
 config the page has the sweep, too: the final metric against what was swept.
 """
 
@@ -72,7 +73,7 @@ def write(
   Raises:
     app.UsageError: a folder that is no run and holds none.
   """
-  runs = []
+  folders = []
   for path in paths:
     found = [path] if _is_run(path) else []
     if path.is_dir():
@@ -84,7 +85,12 @@ def write(
         f'{path}: expected a run directory, with metrics.jsonl, config.json or '
         'summary.json'
       )
-    runs += [_read(run, max_groups) for run in found]
+    folders += found
+  names = naming.run_names(folders)
+  runs = [
+    _read(run, name, max_groups)
+    for run, name in zip(folders, names, strict=True)
+  ]
   return page.write(folder, runs, _compare(runs))
 
 
@@ -101,12 +107,12 @@ def _begun(path: pathlib.Path) -> float:
   return config.stat().st_mtime if config.exists() else 0.0
 
 
-def _read(path: pathlib.Path, max_groups: int) -> page.Run:
+def _read(path: pathlib.Path, name: str, max_groups: int) -> page.Run:
   # The reader of metrics.jsonl imports jax.
   from qed.training import metrics
 
   choose = rollouts.choose
-  name, found = path.resolve().name, _read_json(path / 'summary.json')
+  found = _read_json(path / 'summary.json')
   if found.get('program') == 'evaluate':
     choose = rollouts.choose_attempts
   groups, num_groups = choose(path, max_groups=max_groups)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from qed.llm import wire
 from qed.types import Completion, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
   from qed.preparation import Run
   from qed.rollout.engine import Engine
 
-_NO_VERSION = -1
 _FIRST_WAIT_SECS, _MAX_WAIT_SECS = 1.0, 30.0
 
 
@@ -149,27 +149,20 @@ class Remote:
     self, prompt: Prompt, params: SamplingParams, *, group: int
   ) -> Completion:
     """Draws a completion; while no server answers, it waits."""
-    from qed.llm.http import Failure
+    from qed.llm import patience
 
     # A group stays together, since its members share the prompt.
     server = self._servers[group % len(self._servers)]
-    version, wait_secs = self._version, _FIRST_WAIT_SECS
-    while True:
-      try:
-        (completion,) = await server.sample(prompt, params, group=str(group))
-        break
-      except Failure as error:
-        if error.kind in ('rejected', 'forbidden'):
-          raise
-        print(f'sampler: {error}; trying again', flush=True)
-      await asyncio.sleep(wait_secs)
-      wait_secs = min(2 * wait_secs, _MAX_WAIT_SECS)
+    version = self._version
+    (completion,) = await patience.until_answered(
+      lambda: server.sample(prompt, params, group=str(group)), who='sampler'
+    )
     # A server that does not say what drew a token began with this version.
     versions = completion.versions
     return dataclasses.replace(
       completion,
       text=_text(self._run, completion.token_ids),
-      versions=np.where(versions == _NO_VERSION, version, versions),
+      versions=np.where(versions == wire.NO_VERSION, version, versions),
     )
 
   async def update(self, params: Any, version: int) -> None:

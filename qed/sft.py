@@ -48,24 +48,8 @@ if TYPE_CHECKING:
   from qed.training.checkpoints import Checkpointer
   from qed.training.processes import Preemption
 
-# What may differ from one start of a run to the next: where things lie, and
-# how the same numbers are computed.
-_MAY_CHANGE = (
-  'model.path',
-  'model.remat',
-  'model.attention',
-  'mesh',
-  'data.paths',
-  'data.tokenizer',
-  'packing.num_rows',
-  'packing.microbatch_counts',
-  'training.logprob_chunk_size',
-  'training.checkpoint_interval_steps',
-  'training.max_checkpoints',
-  'training.eval_interval_steps',
-  'training.max_skipped_steps',
-  'training.wandb_project',
-)
+# What may differ from one start of a run to the next.
+_MAY_CHANGE = (*startup.MAY_CHANGE, 'data.paths', 'data.tokenizer')
 
 
 class Run(NamedTuple):
@@ -309,17 +293,8 @@ def _compile(run: Run):
   """The step and the evaluation, which compile when they are first called."""
   from qed.training import steps
 
-  config = run.config
-  kernel = config.model.attention
   settings = dict(
-    model=run.model,
-    compute=steps.Compute(
-      dtype=config.model.dtype,
-      remat=config.model.remat,
-      attention=None if kernel == 'auto' else kernel,
-      chunk_size=config.training.logprob_chunk_size,
-      mesh=run.mesh,
-    ),
+    model=run.model, compute=steps.Compute.from_config(run.config, run.mesh)
   )
   state = steps.abstract_state(run.model, run.tx, run.mesh)
   return (

@@ -39,6 +39,7 @@ from absl import app, flags
 from qed import cli, schema, solving
 from qed.config import ConfigError, SolveConfig
 from qed.data import problems
+from qed.llm import wire
 from qed.reporting import call_tree
 from qed.scaffolds import calls
 from qed.types import Problem, Solution
@@ -47,8 +48,6 @@ _CONFIG = pathlib.Path(__file__).resolve().parents[1] / (
   'experiments/solve_main.py'
 )
 _TABLES = ('.jsonl', '.csv', '.parquet')
-# Failures that will be the same the next time.
-_HOPELESS = ('rejected', 'forbidden')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -179,7 +178,8 @@ def run(config: SolveConfig, problem: Problem, workdir: pathlib.Path) -> int:
   except calls.CallError as error:
     cause = error.__cause__
     # Our own engine says by a ValueError what an endpoint rejects.
-    if isinstance(cause, ValueError) or getattr(cause, 'kind', '') in _HOPELESS:
+    kind = getattr(cause, 'kind', '')
+    if isinstance(cause, ValueError) or kind in wire.HOPELESS:
       raise app.UsageError(str(error)) from error
     print(f'no proof, and calls that failed; the last one: {error}')
     return cli.RESTART

@@ -224,22 +224,12 @@ async def _open_client(
 ) -> tuple[http.Http, str]:
   """An endpoint that answers, and the name to ask it by."""
   try:
-    key = http.api_key(config.api_key_env)
+    endpoint = http.Endpoint.from_config(config)
   except ValueError as error:
     raise app.UsageError(f'solver.api_key_env: {error}') from error
 
   def client(model: str) -> http.Http:
-    return http.Http(
-      http.Endpoint(
-        base_url=config.base_url,
-        model=model,
-        api_key=key,
-        connect_secs=config.connect_secs,
-        deadline_secs=config.deadline_secs,
-        max_attempts=config.max_attempts,
-        max_connections=config.max_concurrency,
-      )
-    )
+    return http.Http(dataclasses.replace(endpoint, model=model))
 
   where = f'solver.base_url = {config.base_url!r}'
   try:

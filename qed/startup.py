@@ -24,6 +24,23 @@ if TYPE_CHECKING:
   from qed.models import specs
   from qed.training.checkpoints import Checkpointer
 
+# What may differ from one start of any run to the next: where things lie, how
+# the same numbers are computed, and when to save, look and give up.
+MAY_CHANGE = (
+  'model.path',
+  'model.remat',
+  'model.attention',
+  'mesh',
+  'packing.num_rows',
+  'packing.microbatch_counts',
+  'training.logprob_chunk_size',
+  'training.checkpoint_interval_steps',
+  'training.max_checkpoints',
+  'training.eval_interval_steps',
+  'training.max_skipped_steps',
+  'training.wandb_project',
+)
+
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:

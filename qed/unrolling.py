@@ -28,7 +28,6 @@ if TYPE_CHECKING:
   from qed.data.tokenizer import Tokenizer
 
 _REASON, _SUMMARIZE = 1, 2  # Purposes of seeds.
-_FIRST_WAIT_SECS, _MAX_WAIT_SECS = 1.0, 30.0
 
 
 class Summarizer(NamedTuple):
@@ -247,34 +246,19 @@ async def _open_frozen(run: Run) -> AsyncIterator[Summarizer]:
 @contextlib.asynccontextmanager
 async def _open_endpoint(run: Run) -> AsyncIterator[Summarizer]:
   """A chat endpoint; while it does not answer, turns wait for it."""
+  from qed.llm import patience
   from qed.llm.bounded import Bounded
   from qed.llm.chat import Chat
-  from qed.llm.http import Endpoint, Failure, Http, api_key
+  from qed.llm.http import Endpoint, Http
 
   given = run.config.summarizer
-  endpoint = Endpoint(
-    base_url=given.base_url,
-    model=given.model,
-    api_key=api_key(given.api_key_env),
-    connect_secs=given.connect_secs,
-    deadline_secs=given.deadline_secs,
-    max_attempts=given.max_attempts,
-    max_connections=given.max_concurrency,
-  )
-  async with Http(endpoint) as http:
+  async with Http(Endpoint.from_config(given)) as http:
     llm = Bounded(Chat(http, effort=given.effort), given.max_concurrency)
 
     async def ask(prompt, params, visit):
-      wait_secs = _FIRST_WAIT_SECS
-      while True:
-        try:
-          (completion,) = await llm.sample(prompt, params)
-          return completion
-        except Failure as error:
-          if error.kind in ('rejected', 'forbidden'):
-            raise
-          print(f'summarizer: {error}; trying again', flush=True)
-        await asyncio.sleep(wait_secs)
-        wait_secs = min(2 * wait_secs, _MAX_WAIT_SECS)
+      (completion,) = await patience.until_answered(
+        lambda: llm.sample(prompt, params), who='summarizer'
+      )
+      return completion
 
     yield Summarizer(ask, run.words)

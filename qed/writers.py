@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import pathlib
 
-from qed.config import JudgeConfig, WriterConfig
-from qed.curation import asking, difficulty
-from qed.grading import judge as judges
-from qed.grading import verdicts
+from qed.config import WriterConfig
+from qed.curation import asking
 from qed.llm import bounded, chat, http
 from qed.llm import journal as journals
 
@@ -26,7 +22,8 @@ async def model(
     journal: of all completions of the run.
     stack: closes the connections.
   """
-  client = await stack.enter_async_context(http.Http(_endpoint(writer)))
+  endpoint = http.Endpoint.from_config(writer)
+  client = await stack.enter_async_context(http.Http(endpoint))
   llm = bounded.Bounded(
     chat.Chat(client, effort=writer.effort, sends_seed=writer.sends_seed),
     writer.max_concurrency,
@@ -36,31 +33,4 @@ async def model(
     llm=journals.Journaled(llm, journal, name),
     name=writer.model,
     sampling=writer.sampling,
-  )
-
-
-async def judge(
-  section: JudgeConfig,
-  record: pathlib.Path,
-  stack: contextlib.AsyncExitStack,
-) -> difficulty.Judge:
-  """A judge of which no verdict is paid for twice.
-
-  Args:
-    section: where it is, and what it is asked.
-    record: the file of its verdicts.
-    stack: closes file and connections.
-  """
-  client = await stack.enter_async_context(http.Http(_endpoint(section)))
-  store = stack.enter_context(verdicts.Verdicts(record))
-  return judges.Judge(client.ask, section, store).grade
-
-
-def _endpoint(section: WriterConfig | JudgeConfig) -> http.Endpoint:
-  names = {field.name for field in dataclasses.fields(http.Endpoint)}
-  shared = {name for name in names if hasattr(section, name)}
-  return http.Endpoint(
-    **{name: getattr(section, name) for name in shared},
-    api_key=http.api_key(section.api_key_env),
-    max_connections=section.max_concurrency,
   )

@@ -12,6 +12,8 @@ import pathlib
 
 import pytest
 
+pytest.register_assert_rewrite('tests.grpo_rig')  # It has asserts of its own.
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from qed import cli, demo_full, solving
+from qed import cli, demo_full, demo_results, solving
 from qed.data import problems as files
 from qed.miniature import checker, lessons, problems, teacher
 from tests.scaffolds import scripted
@@ -269,7 +269,7 @@ def test_the_summary_has_turns_and_scaffolds_of_all_models(
   scaffolds = demo_full._scaffolds
   assert demo_full._evaluate(tmp_path, 'sft', scaffolds) == cli.DONE
   demo_full._check_signal(tmp_path)
-  found = demo_full._summary(tmp_path)
+  found = demo_results.write_summary(tmp_path, max_turns=3)
   assert json.loads((tmp_path / 'summary.json').read_text()) == found
   # (7 + 0 + 0 + 7) / 28 at first, (7 + 0 + 7 + 7) / 28 in the end.
   assert found['sft']['mean'] == pytest.approx(0.5)
@@ -284,11 +284,11 @@ def test_the_summary_has_turns_and_scaffolds_of_all_models(
   assert {*found['scaffolds']} == {*solving.SCAFFOLDS}
   assert all(row['mean'] == 1 for row in found['scaffolds'].values())
   assert found['seconds'] == 3
-  page = demo_full._report(tmp_path)
+  page = demo_results.write_page(tmp_path)
   assert 'turns=3' in page.read_text()
-  demo_full._plot(found, page.parent)
+  demo_results.plot(found, page.parent)
   for name in ('turns', 'scaffolds'):
     assert '<svg' in (page.parent / f'{name}.svg').read_text()
   capsys.readouterr()
-  demo_full._print_tables(found)
+  demo_results.print_tables(found)
   assert 'nomos' in capsys.readouterr().out

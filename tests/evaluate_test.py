@@ -9,11 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from qed import cli, evaluate
+from experiments import eval_main
+from qed import cli, evaluate, solving
+from qed.config import build
 from qed.data import templates
 from qed.grading import answers
 from tests.llm import scripted
@@ -286,6 +289,26 @@ def test_sigterm_keeps_what_was_paid_for(problems, tmp_path):
   assert summary(workdir)['evaluations'][0]['num_graded'] == 12
 
 
+async def test_nothing_is_solved_while_nobody_can_grade(monkeypatch):
+  happened = []
+
+  class Grader:
+    async def wait_ready(self):
+      happened.append('ready')
+
+  async def scaffold(problem, llm, setup):
+    happened.append((problem, setup.attempt, setup.seed))
+
+  monkeypatch.setitem(solving.SCAFFOLDS, 'single', scaffold)
+  config = build(eval_main.get_config())
+  model = types.SimpleNamespace(
+    llm={}, style='base', stop_token_ids=(), failures=()
+  )
+  told = types.SimpleNamespace(on_call=None)
+  await evaluate._solver(config, model, Grader(), told)('p', 2)
+  assert happened == ['ready', ('p', 2, config.seed)]
+
+
 class TestIdentity:
   """What is not the same evaluation is not mixed with it."""
 
@@ -304,6 +327,11 @@ class TestIdentity:
     before, after = summary(workdir)['evaluations']
     assert before['score'] == first['score']
     assert after['score']['value'] == 6
+    # Out of 1, by the judge of the config; at whose prices the other one asked
+    # is not known.
+    assert summary(workdir)['score']['mean'] == pytest.approx(6 / 7)
+    assert summary(workdir)['score']['n'] == NUM_PROBLEMS
+    assert (before['usd']['judge'] > 0, after['usd']['judge'] > 0) == (0, 1)
     assert after['identity']['judge_name'].startswith('stern')
     board = (workdir / 'report' / 'leaderboard.md').read_text()
     header = next(x for x in board.splitlines() if x.startswith('| Model'))
@@ -326,8 +354,11 @@ class TestIdentity:
   ):
     problems, workdir, world, url = finished
     config = (workdir / 'config.json').read_bytes()
-    assert run(problems, workdir, url, change) == cli.USAGE
-    assert told in capsys.readouterr().err
+    more = '--config.judge.model=stern'
+    assert run(problems, workdir, url, change, more) == cli.USAGE
+    error = capsys.readouterr().err
+    assert told in error
+    assert 'judge.model' not in error  # That alone would not be refused.
     assert (workdir / 'config.json').read_bytes() == config
     assert world.calls == {'solver': 12, 'judge': 12}
 

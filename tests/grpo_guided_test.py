@@ -1,14 +1,12 @@
 """`qed grpo` with guided groups, and again after it was stopped.
 
-The rig is that of grpo_test: a tiny real model, drawn from by plain forward
-passes, and a rule about ids for a judge.
+What it is run with is in grpo_rig: a tiny real model, drawn from by plain
+forward passes, and a rule about ids for a judge.
 """
 
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import types
 
 import numpy as np
@@ -19,19 +17,19 @@ from qed import cli, preparation
 from qed.data import packing
 from qed.miniature import judge_server, problems
 from qed.types import Completion
-from tests.grpo_test import (
+from tests.grpo_rig import (
   NUM_STEPS,
   Parts,
   assert_ledger_closes,
+  assert_same_run,
   batches,
   cache,
   in_phase,
-  lines,
   make_config,
   read_metrics,
-  read_state,
   rollouts,
   slow,
+  terminate,
   tiny,
   train,
 )
@@ -199,14 +197,11 @@ def test_a_guided_run_that_was_stopped_ends_like_one_that_was_not(
   run, tiny, tmp_path, in_phase, phase
 ):
   parts = Parts()
-  in_phase(parts, phase, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+  in_phase(parts, phase, 1, terminate)
   assert train_guided(tiny, tmp_path, parts) == cli.RESTART
   assert train_guided(tiny, tmp_path) == cli.DONE
   workdir, _, _ = run
-  assert read_state(tmp_path, NUM_STEPS) == read_state(workdir, NUM_STEPS)
-  assert rollouts(tmp_path) == rollouts(workdir)
-  assert read_metrics(tmp_path, 'tokens/') == read_metrics(workdir, 'tokens/')
-  assert lines(tmp_path, 'evaluations') == lines(workdir, 'evaluations')
+  assert_same_run(tmp_path, workdir)
   assert_ledger_closes(tmp_path)
 
 

@@ -11,8 +11,9 @@ import sys
 import pytest
 
 from qed import cli
-from tests.grpo_test import (
+from tests.grpo_rig import (
   NUM_STEPS,
+  PHASES,
   assert_ledger_closes,
   assert_same_run,
   batches,
@@ -24,7 +25,6 @@ from tests.grpo_test import (
 
 __all__ = ['cache', 'straight', 'tiny']  # Fixtures.
 REPOSITORY = pathlib.Path(__file__).parents[1]
-PHASES = ('generate', 'grade', 'train', 'publish', 'checkpoint')
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from absl import app
 
 from qed import cli, learner
 from qed.rollout import health, weights
-from tests import grpo_test
+from tests import grpo_rig, tiny_model
 
 REMOTE = {
   'sampler.placement': 'remote',
@@ -28,7 +28,7 @@ REMOTE = {
 }
 
 
-class Parts(grpo_test.Parts):
+class Parts(grpo_rig.Parts):
   """A sampler that takes weights from the folder, where they are published."""
 
   @contextlib.asynccontextmanager
@@ -58,7 +58,7 @@ def disturb(fault, step, parts):
       await asyncio.Event().wait()
 
   async def forget(problem, completion):
-    return grpo_test.make_grade(None) if completion.versions[0] else None
+    return grpo_rig.make_grade(None) if completion.versions[0] else None
 
   async def fail(problem, completion):
     if completion.versions[0] == step:
@@ -82,12 +82,7 @@ def disturb(fault, step, parts):
 
 
 def main(given):
-  for name, value in (
-    ('jax_compilation_cache_dir', given['cache']),
-    ('jax_persistent_cache_min_compile_time_secs', 0),
-    ('jax_persistent_cache_min_entry_size_bytes', -1),
-  ):
-    jax.config.update(name, value)
+  tiny_model.keep_compiled(given['cache'])
   parts = Parts()
   disturb(given.get('fault'), given.get('step', 1), parts)
 
@@ -95,7 +90,7 @@ def main(given):
     del argv
     folder, changes = pathlib.Path(given['tiny']), REMOTE | given['changes']
     try:
-      return grpo_test.train(folder, given['workdir'], parts, **changes)
+      return grpo_rig.train(folder, given['workdir'], parts, **changes)
     except health.HealthError as error:  # As `qed grpo` does.
       raise app.UsageError(str(error)) from error
 

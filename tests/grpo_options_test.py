@@ -1,9 +1,9 @@
 """Every advantage and loss option in runs of 20 steps of `qed grpo`.
 
-The rig is that of grpo_test. `off` runs draw from other weights than the
-trainer's and say with which probability, as a sampler with rounding of its own
-does; so that ratios differ from 1 in a synchronous run, whose first step sees
-the same rollouts whatever the options are.
+`off` runs draw from other weights than the trainer's and say with which
+probability, as a sampler with rounding of its own does; so that ratios differ
+from 1 in a synchronous run, whose first step sees the same rollouts whatever
+the options are.
 """
 
 import collections
@@ -16,7 +16,7 @@ import pytest
 
 from qed import cli, grpo
 from qed.training import metrics
-from tests.grpo_test import (
+from tests.grpo_rig import (
   Parts,
   cache,
   lines,

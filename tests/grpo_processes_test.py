@@ -20,7 +20,7 @@ import pytest
 
 from qed import cli
 from qed.training import checkpoints
-from tests.grpo_test import (
+from tests.grpo_rig import (
   NUM_STEPS,
   assert_ledger_closes,
   batches,

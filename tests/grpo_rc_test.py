@@ -1,30 +1,31 @@
 """`qed grpo` from states of a reasoning cache, and again after it was stopped.
 
-The rig is that of grpo_test: a tiny real model, drawn from by plain forward
-passes, and a rule about ids for a judge.
+What it is run with is in grpo_rig: a tiny real model, drawn from by plain
+forward passes, and a rule about ids for a judge.
 """
 
-import json
-import os
 import random
-import signal
 
 import pytest
 from absl import app
 
 from qed import cli, grpo
-from tests import grpo_test
-from tests.grpo_test import (
+from tests import grpo_rig
+from tests.grpo_rig import (
+  PHASES,
+  PROMPT_TOKENS,
   Parts,
+  assert_ledger_closes,
   batches,
   cache,
   in_phase,
   lines,
   make_config,
   read_metrics,
-  read_state,
   rollouts,
   slow,
+  sudden_death,
+  terminate,
   tiny,
   train,
 )
@@ -44,7 +45,7 @@ CACHED = {
     '{{problem}}\n{{summary_verbatim}}\n{{reasoning_verbatim}}\nNotes:'
   ),
   'cache.summary.max_tokens': 6,
-  'summarizer.max_prompt_tokens': grpo_test.PROMPT_TOKENS,
+  'summarizer.max_prompt_tokens': PROMPT_TOKENS,
   'packing.microbatch_counts': (2,),
   'training.total_steps': NUM_STEPS,
   'training.checkpoint_interval_steps': 1,
@@ -73,24 +74,15 @@ def states(workdir):
 
 def assert_same_run(found, expected):
   """Bit for bit, but for what was made and generated twice."""
-  without = ('tokens/', 'states/')
-  assert read_metrics(found, *without) == read_metrics(expected, *without)
-  assert read_state(found, NUM_STEPS) == read_state(expected, NUM_STEPS)
-  assert batches(found) == batches(expected)
-  assert rollouts(found) == rollouts(expected)
+  grpo_rig.assert_same_run(found, expected, 'states/')
   assert states(found) == states(expected)
 
 
 def assert_books_close(workdir):
   """Every token of rollouts.jsonl and states.jsonl is in the ledger."""
-  book = json.loads((workdir / 'ledger.json').read_text())
-  used = book['trained'] + book['stale'] + sum(book['dropped'].values())
-  assert book['generated'] == used + book['in_flight']
-  written = [len(row['token_ids']) for row in lines(workdir, 'rollouts')]
-  unrolled = [row['num_tokens'] for row in lines(workdir, 'states')]
-  assert book['generated'] == sum(written) + sum(unrolled)
-  assert book['dropped']['unrolling'] == sum(unrolled) > 0
-  return book
+  unrolled = sum(row['num_tokens'] for row in lines(workdir, 'states'))
+  book = assert_ledger_closes(workdir, num_unrolled=unrolled)
+  assert book['dropped']['unrolling'] == unrolled > 0
 
 
 def test_groups_start_from_states_of_the_policy_as_it_is(straight):
@@ -132,7 +124,7 @@ def test_a_run_that_was_told_to_stop_ends_like_one_that_was_not(
   straight, tiny, tmp_path, in_phase, phase
 ):
   parts = Parts()
-  in_phase(parts, phase, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+  in_phase(parts, phase, 1, terminate)
   assert train_cached(tiny, tmp_path, parts) == cli.RESTART
   assert_books_close(tmp_path)
   assert train_cached(tiny, tmp_path) == cli.DONE
@@ -141,20 +133,12 @@ def test_a_run_that_was_told_to_stop_ends_like_one_that_was_not(
 
 
 def test_a_run_that_was_killed_ends_like_one_that_was_not(
-  straight, tiny, tmp_path, in_phase, monkeypatch
+  straight, tiny, tmp_path, in_phase
 ):
-  def die():
-    async def save_nothing(self):
-      pass
-
-    monkeypatch.setattr(grpo.Loop, '_save', save_nothing)
-    raise grpo_test.Death
-
   parts = Parts()
-  in_phase(parts, 'grade', 2, die)
-  with pytest.raises(grpo_test.Death):
+  with sudden_death() as die:
+    in_phase(parts, 'grade', 2, die)
     train_cached(tiny, tmp_path, parts)
-  monkeypatch.undo()
   assert train_cached(tiny, tmp_path) == cli.DONE
   assert_same_run(tmp_path, straight)
   assert_books_close(tmp_path)
@@ -173,12 +157,7 @@ def test_an_asynchronous_run_with_a_replay_consumes_each_state_once(
     'training.total_steps': 5,
   }
   parts = Parts()
-  in_phase(
-    parts,
-    chance.choice(grpo_test.PHASES),
-    chance.randrange(1, 4),
-    lambda: os.kill(os.getpid(), signal.SIGTERM),
-  )
+  in_phase(parts, chance.choice(PHASES), chance.randrange(1, 4), terminate)
   code = train_cached(tiny, tmp_path, parts, **changes)
   while code == cli.RESTART:
     code = train_cached(tiny, tmp_path, **changes)

@@ -7,7 +7,7 @@ import pytest
 from bench import serve
 from qed import cli, grpo
 from qed.training import metrics
-from tests.grpo_test import (
+from tests.grpo_rig import (
   MAX_TOKENS,
   NUM_STEPS,
   PROMPT_TOKENS,

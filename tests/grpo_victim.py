@@ -16,21 +16,14 @@ import signal
 import sys
 import time
 
-import jax
-
 from qed import policy
 from qed.training import checkpoints
-from tests import grpo_test
+from tests import grpo_rig, tiny_model
 
 
 def main(given):
-  for name, value in (
-    ('jax_compilation_cache_dir', given['cache']),
-    ('jax_persistent_cache_min_compile_time_secs', 0),
-    ('jax_persistent_cache_min_entry_size_bytes', -1),
-  ):
-    jax.config.update(name, value)
-  parts = grpo_test.Parts()
+  tiny_model.keep_compiled(given['cache'])
+  parts = grpo_rig.Parts()
   pending = [getattr(signal, given['signal'])]
 
   def act(phase, step):
@@ -66,7 +59,7 @@ def main(given):
 
   policy.Trainer.update = disturbed_update
   checkpoints.Checkpointer.save = disturbed_save
-  return grpo_test.train(
+  return grpo_rig.train(
     pathlib.Path(given['tiny']), given['workdir'], parts, **given['changes']
   )
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from qed import cli, report
-from qed.reporting import page, plots, rollouts
+from qed.reporting import naming, page, plots, rollouts
 
 HOSTILE = (
   '</script><script>document.title = "won"</script><img src=x onerror=1>'
@@ -159,7 +159,7 @@ def test_runs_share_a_page_and_differing_fields_come_first(run_dir, tmp_path):
   shutil.copytree(run_dir, other)
   config = {'config': {'model': {'path': 'm'}, 'optim': {'peak_lr': 0.5}}}
   (other / 'config.json').write_text(json.dumps(config), encoding='utf-8')
-  runs = [report._read(path, 1) for path in (run_dir, other)]
+  runs = [report._read(path, path.name, 1) for path in (run_dir, other)]
   assert page._settings(runs)[0] == ('optim.peak_lr', [0.25, 0.5])
   with pytest.raises(Exception, match='--out=FOLDER'):
     report.main(['qed report', str(run_dir), str(other)])
@@ -174,6 +174,24 @@ def test_a_folder_of_runs_stands_for_all_of_them(run_dir, tmp_path):
   report.main(['qed report', '--out', str(tmp_path / 'out'), str(tmp_path)])
   text = (tmp_path / 'out/index.html').read_text(encoding='utf-8')
   assert '<h3>run</h3>' in text
+
+
+def test_runs_of_one_name_are_called_by_as_much_of_their_paths_as_differs():
+  paths = ('r/a/x', 'r/b/x', 'r/c/a/x', 'r/y', 'r/a/x')
+  # Of the one that is given twice there is one name.
+  assert naming.run_names(paths) == ['r/a/x', 'b/x', 'c/a/x', 'y', 'r/a/x']
+  assert naming.run_names(['/x', '/a/x']) == ['/x', 'a/x']
+
+
+def test_runs_of_one_name_in_two_folders_are_told_apart(run_dir, tmp_path):
+  for folder in ('evaluate-rl', 'evaluate-rc'):
+    shutil.copytree(run_dir, tmp_path / folder / 'turns=1')
+  folders = [tmp_path / 'evaluate-rl', tmp_path / 'evaluate-rc']
+  report.write([run_dir, *folders], tmp_path / 'out', 0)
+  text = (tmp_path / 'out/index.html').read_text(encoding='utf-8')
+  for name in ('run', 'evaluate-rl/turns=1', 'evaluate-rc/turns=1'):
+    assert f'<h3>{name}</h3>' in text
+    assert f'{name}: reward/mean' in text  # A curve of its own.
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

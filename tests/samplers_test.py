@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qed import samplers
+from qed.llm import patience
 from qed.llm.http import Failure
 from qed.types import Completion, Prompt, SamplingParams
 
@@ -50,7 +51,8 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-  monkeypatch.setattr(samplers, '_FIRST_WAIT_SECS', 0.01)
+  for module in (samplers, patience):
+    monkeypatch.setattr(module, '_FIRST_WAIT_SECS', 0.01)
 
 
 def sample(*servers, group=0, version=3):

@@ -4,6 +4,7 @@ What is compared with an uninterrupted run is compared bit for bit: the weights,
 the moments, and every metric that does not depend on the clock.
 """
 
+import inspect
 import json
 import os
 import pathlib
@@ -19,13 +20,13 @@ import jax
 import numpy as np
 import pytest
 from absl import app
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import base
 from qed import cli, config, schema, sft
-from qed.data import templates, tokenizer
+from qed.data import tokenizer
 from qed.models import hf, specs
-from qed.training import checkpoints, metrics, rundir
+from qed.training import checkpoints, metrics, rundir, steps
+from tests import tiny_model
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NUM_STEPS = 8
@@ -36,19 +37,8 @@ INTERVAL = 2
 def cache(tmp_path_factory):
   """A compilation cache, since every start compiles the same programs."""
   path = str(tmp_path_factory.mktemp('cache'))
-  names = (
-    'jax_compilation_cache_dir',
-    'jax_persistent_cache_min_compile_time_secs',
-    'jax_persistent_cache_min_entry_size_bytes',
-  )
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in zip(names, (path, 0, -1), strict=True):
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield path
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  with tiny_model.compiled_in(path):
+    yield path
 
 
 @pytest.fixture(scope='module')
@@ -67,36 +57,8 @@ def tiny(tmp_path_factory):
   ]
   write_traces(folder / 'traces.jsonl', traces)
   texts = [' '.join(map(str, trace.values())) for trace in traces]
-  words = tokenizer.train_sentencepiece(
-    [templates.text('prove'), *texts], max_vocab_size=440
-  )
-  words.save(folder / 'tokenizer')
-  model = make_model()
-  hf.save(
-    folder / 'model',
-    specs.init(model, jax.random.key(0)),
-    model,
-    tokenizer_dir=folder / 'tokenizer',
-  )
+  tiny_model.write(folder, texts)
   return folder
-
-
-def make_model(**changes):
-  return specs.Config(
-    **{
-      'vocab_size': 448,
-      'hidden_size': 32,
-      'intermediate_size': 48,
-      'num_hidden_layers': 2,
-      'num_attention_heads': 4,
-      'num_key_value_heads': 2,
-      'head_dim': 8,
-      'rope_theta': 1e6,
-      'rms_norm_eps': 1e-6,
-      'tie_word_embeddings': False,
-      **changes,
-    }
-  )
 
 
 def write_traces(path, traces):
@@ -277,7 +239,7 @@ def test_epochs_give_the_number_of_steps(cache, tiny, tmp_path):
 def test_a_run_begins_with_random_weights_if_there_are_none(
   cache, tiny, tmp_path, monkeypatch
 ):
-  monkeypatch.setitem(specs.VARIANTS, 'qwen3-0.6b', make_model())
+  monkeypatch.setitem(specs.VARIANTS, 'qwen3-0.6b', tiny_model.config())
   changes = {
     'model.path': '',
     'model.variant': 'qwen3-0.6b',
@@ -295,6 +257,7 @@ def test_a_run_begins_with_random_weights_if_there_are_none(
 def test_every_field_of_the_config_is_read():
   """A field is read by name, or with the whole of its section."""
   source = pathlib.Path(sft.__file__).read_text()
+  source += inspect.getsource(steps.Compute.from_config)
   named = re.findall(r'config\.(\w+\.\w+)', source)
   whole = re.findall(r'asdict\(config\.(\w+)\)', source)
   unread = {
@@ -499,7 +462,7 @@ def test_what_does_not_fit_is_told_before_the_first_step(
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tiny, tmp_path):
-  small = make_model(vocab_size=64)
+  small = tiny_model.config(vocab_size=64)
   hf.save(
     tmp_path / 'small',
     specs.init(small, jax.random.key(0)),

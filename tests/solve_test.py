@@ -7,11 +7,14 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 
 from bench import serve as bench
-from qed import cli
+from experiments import solve_main
+from qed import cli, config, solving, types
 from qed.llm import http
+from qed.scaffolds import prompts
 from tests.llm import scripted
 
 pytestmark = pytest.mark.timeout(120)
@@ -202,6 +205,44 @@ def test_at_the_limit_of_the_budget_the_best_so_far_is_the_proof(
   assert not (tmp_path / 'run/proof.md').exists()
 
 
+def test_a_flag_of_0_lifts_the_limit_of_the_config(solve, model, url):
+  given = ('--scaffold=single', '--config.budget.max_tokens=9')
+  solve(*given, llm=url)
+  assert not model.asked
+  solve(*given, '--budget_tokens=0', llm=url)
+  assert len(model.asked) == 1
+
+
+async def test_calls_in_flight_are_bounded_over_all_that_ask(tmp_path, model):
+  params = types.SamplingParams(
+    temperature=1.0, top_p=1.0, top_k=0, max_tokens=9, stop_token_ids=(), seed=0
+  )
+  values = solve_main.get_config('single')
+  model.respond = lambda body: scripted.answer(
+    body=scripted.chat('Four.'), pause_secs=0.01
+  )
+  async with scripted.serve(model) as url:
+    values.solver.update(base_url=url, max_concurrency=2)
+    given = config.build(values)
+    async with solving.opened(
+      given.solver, sampling=given.sampling, workdir=tmp_path
+    ) as opened:
+      await asyncio.gather(
+        *(
+          opened.llm['solver'].sample(
+            types.Prompt(
+              problem_id=f'p{number}',
+              messages=prompts.user(f'Prove {number}.'),
+              token_ids=np.zeros(0, np.int32),
+            ),
+            params,
+          )
+          for number in range(5)
+        )
+      )
+      assert (opened.num_paid, opened.most_running) == (5, 2)
+
+
 def test_money_is_counted_at_the_prices_of_the_budget(
   solve, model, url, tmp_path
 ):
@@ -277,6 +318,12 @@ class TestModels:
     for name in ('small', 'large', 'small'):
       solve('--scaffold=single', f'--model={name}', llm=url)
     assert [body['model'] for body in model.asked] == ['small', 'large']
+
+  def test_another_effort_is_another_model(self, solve, model, url):
+    for effort in ('low', 'high', 'low'):
+      solve('--scaffold=single', f'--config.solver.effort={effort}', llm=url)
+    efforts = [body['reasoning_effort'] for body in model.asked]
+    assert efforts == ['low', 'high']
 
   def test_a_role_may_have_a_model_of_its_own(
     self, solve, model, url, tmp_path
@@ -493,12 +540,13 @@ def test_a_server_of_token_ids_is_sent_ids(solve, model, url, folder, tmp_path):
     return scripted.answer(body={'choices': [choice]})
 
   model.respond = respond
-  code, _, _ = solve(
+  given = (
     *SMALL,
     '--config.solver.kind=ids',
     f'--config.solver.base_url={url}',
     f'--config.solver.path={folder}',
   )
+  code, _, _ = solve(*given)
   assert code == cli.DONE
   (sent,) = model.asked
   assert all(isinstance(token, int) for token in sent['prompt'])
@@ -507,3 +555,6 @@ def test_a_server_of_token_ids_is_sent_ids(solve, model, url, folder, tmp_path):
   assert trace['text'] == 'Four.'
   assert trace['usage']['prompt_tokens'] == len(sent['prompt'])
   assert trace['usage']['completion_tokens'] == 3
+  # Another style makes other ids of the same messages.
+  assert solve(*given, '--config.solver.chat_style=thinking')[0] == cli.DONE
+  assert model.asked[1]['prompt'] != sent['prompt']

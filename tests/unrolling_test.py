@@ -11,6 +11,7 @@ import pytest
 
 from experiments import base
 from qed import config, unrolling
+from qed.llm import patience
 from qed.llm.http import Failure
 from qed.rollout.stages import Stages
 from qed.types import CacheState, Completion, Problem
@@ -197,7 +198,7 @@ def at_endpoint(monkeypatch):
   def start(*replies):
     server = Server(*replies)
     monkeypatch.setattr('qed.llm.http.Http', server.open)
-    monkeypatch.setattr(unrolling, '_FIRST_WAIT_SECS', 0.01)
+    monkeypatch.setattr(patience, '_FIRST_WAIT_SECS', 0.01)
     return server
 
   return start

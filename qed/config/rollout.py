@@ -140,7 +140,11 @@ class SamplerConfig:
   api_key_env: str  # The environment variable with their key; '': no key.
   connect_secs: PositiveFloat
   load_secs: PositiveFloat  # For new weights.
-  max_attempts: Positive  # At a rollout, or at loading weights.
+  # At loading weights: refusals by a server that answers, until the run ends;
+  # one that does not answer is waited for. At a rollout: failed calls of any
+  # kind until that is told; after a pause there are as many again. It is not
+  # given up, but a request that is refused (status 400, 401, ...) ends the run.
+  max_attempts: Positive
   max_weight_versions: Annotated[  # Kept for remote samplers.
     int, Rule(lambda n: n > 1, 'at least 2')
   ]

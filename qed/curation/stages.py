@@ -28,6 +28,7 @@ from typing import Any
 
 from qed.curation import records
 from qed.curation.records import Item, Outcome
+from qed.data import templates
 
 # Of what stages compute: raise it with any change to what comes out of one.
 CODE_VERSION = 1
@@ -145,6 +146,26 @@ async def run(
   write_json(folder / 'report.json', dataclasses.asdict(report))
   (folder / 'progress.json').unlink(missing_ok=True)
   return report
+
+
+def settings_of(section: Any) -> dict[str, Any]:
+  """What the outcomes of a stage depend on; not how it gets at them.
+
+  Args:
+    section: of the config; a dataclass.
+  """
+  values = dataclasses.asdict(section)
+  values.pop('num_threads', None)
+  writer = values.get('writer')
+  if writer is not None:
+    names = ('base_url', 'model', 'effort', 'sampling')
+    values['writer'] = {name: writer[name] for name in names}
+  for name in ('template', 'repair_template', 'prompt'):
+    if name in values:  # The text counts, not only what it is called.
+      slots = {slot: slot for slot in templates.slots(values[name])}
+      text = templates.render(values[name], **slots)
+      values[f'{name}_sha256'] = digest({'text': text})
+  return values
 
 
 def read_kept(folder: str | os.PathLike[str], start: int = 0) -> Iterator[Item]:

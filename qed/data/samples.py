@@ -107,22 +107,6 @@ def from_group(
   return samples
 
 
-def oldest_version(sample: TrainingSample) -> int:
-  """The oldest policy version that drew a token the sample trains on.
-
-  The trainer's step minus this is the sample's lag.
-
-  Raises:
-    ValueError: The sample has no versions, or trains on no token.
-  """
-  if sample.versions is None or not sample.loss_mask.any():
-    raise ValueError(
-      'expected a sample with versions and a token to train on, got '
-      f'versions={sample.versions}, {int(sample.loss_mask.sum())} such tokens.'
-    )
-  return int(sample.versions[sample.loss_mask].min())
-
-
 def limit_length(
   samples: Sequence[TrainingSample],
   max_tokens: int,

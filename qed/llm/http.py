@@ -29,7 +29,6 @@ from qed.llm.wire import FailureKind, Reply
 
 _Result = TypeVar('_Result')
 
-_HOPELESS = ('rejected', 'forbidden')
 # The transport looks at every connection of a pool for every request, so that
 # one pool of 1,000 takes 8 ms of CPU for a call, and small ones take 2.
 _POOL_SIZE = 32
@@ -69,6 +68,23 @@ class Endpoint:
   deadline_secs: float  # Of one attempt, from connecting to the last byte.
   max_attempts: int  # Of `sample` and `chat`.
   max_connections: int
+
+  @classmethod
+  def from_config(cls, section: Any) -> Endpoint:
+    """Of a section of the config that names one, such as config.JudgeConfig.
+
+    Raises:
+      ValueError: its key is not in the environment.
+    """
+    return cls(
+      base_url=section.base_url,
+      model=section.model,
+      api_key=api_key(section.api_key_env),
+      connect_secs=section.connect_secs,
+      deadline_secs=section.deadline_secs,
+      max_attempts=section.max_attempts,
+      max_connections=section.max_concurrency,
+    )
 
 
 def api_key(variable: str) -> str:
@@ -297,7 +313,7 @@ class Http:
         return await attempt()
       except Failure as error:
         if (
-          error.kind in _HOPELESS
+          error.kind in wire.HOPELESS
           or count == self._endpoint.max_attempts
           or error.retry_after_secs > patience
         ):

@@ -32,6 +32,7 @@ FailureKind = Literal[
   'rejected',
   'forbidden',
 ]
+HOPELESS: tuple[FailureKind, ...] = ('rejected', 'forbidden')  # Next time, too.
 _KIND_OF_STATUS: dict[int, FailureKind] = {
   400: 'rejected',
   408: 'timeout',

@@ -1,4 +1,4 @@
-"""What entries of a leaderboard are called, and which belong together.
+"""What runs and entries of a leaderboard are called; which belong together.
 
 An entry is one of `evaluations` in the summary.json of `qed evaluate`, with the
 name of its run: {'run': ..., 'model': ..., 'scaffold': ..., 'identity': ...}.
@@ -6,6 +6,8 @@ name of its run: {'run': ..., 'model': ..., 'scaffold': ..., 'identity': ...}.
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,24 @@ SCAFFOLDS = {
   'deepseek_math': 'DeepSeekMath-V2',
   'nomos': 'Nomos',
 }
+
+
+def run_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+  """The end of each path, as long as it takes to be no other's.
+
+  Args:
+    paths: run directories.
+  """
+  parts = [pathlib.Path(path).resolve().parts for path in paths]
+
+  def name(own: tuple[str, ...]) -> str:
+    others = {other for other in parts if other != own}
+    count = 1
+    while own[-count:] in {other[-count:] for other in others}:
+      count += 1
+    return pathlib.PurePath(*own[-count:]).as_posix()
+
+  return [name(own) for own in parts]
 
 
 def column_key(entry: Entry) -> tuple[tuple[str, str, str, int], str]:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qed.reporting import leaderboard, plots, score_plots, sweep
+from qed.reporting import cells, leaderboard, plots, score_plots, sweep
 
 _ASSETS = pathlib.Path(__file__).with_name('assets')
 
@@ -64,7 +64,7 @@ def write(
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
   )
-  environment.filters |= {'figure': _figure, 'cell': _cell}
+  environment.filters |= {'figure': cells.figure, 'cell': _cell}
   template = environment.from_string(
     (_ASSETS / 'page.html').read_text(encoding='utf-8')
   )
@@ -163,27 +163,10 @@ def _table(run: Run) -> list[tuple[str, float, float, float, float]]:
 
 def _settings(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
   """(field, its value in every run), those that differ first."""
-  flat = [_flatten(run.config.get('config', {})) for run in runs]
+  flat = [cells.flatten(run.config.get('config', {})) for run in runs]
   names = dict.fromkeys(name for values in flat for name in values)
   rows = [(name, [values.get(name, '') for values in flat]) for name in names]
   return sorted(rows, key=lambda row: len({repr(v) for v in row[1]}) == 1)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
-
-
-def _figure(value: float) -> str:
-  """Four digits, as a person would write them."""
-  if value == int(value) and abs(value) < 1e9:
-    return f'{int(value):,}'
-  return f'{value:.4g}'
 
 
 def _cell(value: Any) -> str:

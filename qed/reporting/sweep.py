@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qed.reporting import plots
+from qed.reporting import cells, plots
 
 # Program -> (metric, whether a step of it says little), the first there is.
 METRICS = {
@@ -92,7 +92,7 @@ def outcome(
     metrics: step -> name -> value.
     summary: the content of its summary.json, {} if it has not ended.
   """
-  flat = _flatten(config.get('config', {}))
+  flat = cells.flatten(config.get('config', {}))
   if 'score' in summary and summary.get('program') == 'evaluate':
     return Outcome(name, flat, 'score', summary['score']['mean'])
   for metric, is_noisy in METRICS.get(flat.get('program'), ()):
@@ -146,9 +146,9 @@ def rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     [
       *map(_text, setting.values),
       str(len(setting.outcomes)),
-      _figure(setting.mean),
-      _figure(min(setting.finite, default=math.nan)),
-      _figure(max(setting.finite, default=math.nan)),
+      cells.figure(setting.mean),
+      cells.figure(min(setting.finite, default=math.nan)),
+      cells.figure(max(setting.finite, default=math.nan)),
     ]
     for setting in sweep.settings
   ]
@@ -246,16 +246,6 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
   )
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
-
-
 def _hashable(value: Any) -> Any:
   return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
@@ -272,7 +262,3 @@ def _text(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:g}'
   return ', '.join(map(_text, value)) if type(value) is tuple else str(value)
-
-
-def _figure(value: float) -> str:
-  return f'{value:.4g}' if math.isfinite(value) else '-'

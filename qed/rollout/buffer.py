@@ -49,16 +49,6 @@ class Buffer:
   def __len__(self) -> int:
     return len(self._groups)
 
-  def __contains__(self, group_id: int) -> bool:
-    return group_id in self._groups
-
-  @property
-  def num_tokens(self) -> int:
-    """That the policy wrote, of all groups."""
-    return sum(
-      groups.total_tokens(group.rollouts) for group in self._groups.values()
-    )
-
   def add(self, group: RolloutGroup) -> None:
     """Takes a group in.
 

@@ -193,24 +193,26 @@ class PassRates:
   when its turn comes again.
   """
 
-  def __init__(
-    self, *, low: float, high: float, known: dict[str, float] | None = None
-  ):
-    """Starts with what is known.
+  def __init__(self, *, low: float, high: float):
+    """Knows nothing yet.
 
     Args:
       low: a mean reward below it is not worth another try; 0: all are.
       high: likewise above it; 1: all are.
-      known: problem_id -> mean reward, as `known` of an earlier object.
     """
     self._low, self._high = low, high
-    self.known = dict(known or {})
+    self.known: dict[str, float] = {}  # What is tried -> its mean reward.
 
-  def put(self, problem_id: str, mean_reward: float) -> None:
-    """Notes how a group went."""
-    self.known[problem_id] = mean_reward
+  def put(self, name: str, mean_reward: float) -> None:
+    """Notes how a group went.
 
-  def skips(self, problem_id: str) -> bool:
-    """Whether a problem is to be passed over now."""
-    rate = self.known.get(problem_id)
+    Args:
+      name: of what it tried: a problem, or one with the beginning of its proof.
+      mean_reward: of the group.
+    """
+    self.known[name] = mean_reward
+
+  def skips(self, name: str) -> bool:
+    """Whether what has this name is to be passed over now."""
+    rate = self.known.get(name)
     return rate is not None and not self._low <= rate <= self._high

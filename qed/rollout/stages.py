@@ -48,10 +48,6 @@ class Stages:
       self._settle(stage)
       del self._inside[stage][key]
 
-  def moved(self, stage: str) -> None:
-    """Notes progress inside a long piece of work."""
-    self._moved[stage] = self._clock()
-
   def num_inside(self, stage: str) -> int:
     """How many pieces of work are in a stage."""
     return len(self._inside[stage])
@@ -91,10 +87,6 @@ class Stages:
       f'{self.num_inside(stage)}, of which {what} has waited longest '
       f'({now - began:.0f} s)'
     )
-
-  def describe(self) -> str:
-    """How much is in each stage."""
-    return ', '.join(f'{name} {len(w)}' for name, w in self._inside.items())
 
   def _settle(self, stage: str) -> None:
     self._account(stage)

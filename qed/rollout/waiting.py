@@ -35,9 +35,6 @@ class Waiting:
   def __len__(self) -> int:
     return len(self._requests)
 
-  def __contains__(self, request: Request) -> bool:
-    return request.number in self._requests
-
   def join(self, request: Request) -> None:
     """Counts a new request among those who share its prefix."""
     self._num_open[request.key] += 1

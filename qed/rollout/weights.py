@@ -51,9 +51,9 @@ def publish(
 ) -> pathlib.Path:
   """Writes a version, and deletes old ones.
 
-  The newest `max_versions` stay, and those that are being loaded. So does no
-  version above this one: it is of a past that a run forgot when it went on from
-  an earlier checkpoint. With several processes all must call; the first one
+  The newest `max_versions` stay, and those that are being loaded. A version
+  above this one goes: it is of a past that a run forgot when it went on from an
+  earlier checkpoint. With several processes all must call; the first one
   writes.
 
   Args:

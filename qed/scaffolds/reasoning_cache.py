@@ -67,8 +67,10 @@ async def unroll(
     before = states[-1]
     thoughts = _thoughts(await reason(before))
     added = await summarize(before, thoughts) if thoughts else None
-    summary = (added or '').strip() or before.summary
-    if added and mode == 'append':
+    summary = (added or '').strip()
+    if not summary:
+      summary = before.summary
+    elif mode == 'append':
       summary = f'{before.summary}\n\n{summary}'.strip()
     states.append(
       CacheState(problem=before.problem, turn=before.turn + 1, summary=summary)

@@ -111,14 +111,15 @@ def _versions() -> dict[str, str]:
   return {'python': platform.python_version(), **versions}
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
+def _flatten(record: Mapping[str, Any]) -> dict[str, Any]:
+  """What is in nested dicts, by its dotted path."""
+  leaves = jax.tree_util.tree_leaves_with_path(
+    record, is_leaf=lambda x: not isinstance(x, dict)
+  )
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in leaves
+  }
 
 
 def _barrier(name: str) -> None:

@@ -48,6 +48,18 @@ class Compute:
   chunk_size: int  # Tokens per device whose logits exist at the same time.
   mesh: Mesh | None  # None on one device.
 
+  @classmethod
+  def from_config(cls, config: Any, mesh: Mesh) -> Compute:
+    """Of a config.SftConfig or config.GrpoConfig."""
+    kernel = config.model.attention
+    return cls(
+      dtype=config.model.dtype,
+      remat=config.model.remat,
+      attention=None if kernel == 'auto' else kernel,
+      chunk_size=config.training.logprob_chunk_size,
+      mesh=mesh,
+    )
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss:

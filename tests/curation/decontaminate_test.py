@@ -199,6 +199,7 @@ def test_a_person_can_clear_an_item():
     ({'year': 2024}, 'Prove a thing.', ''),
     ({'origin': 'USAMO/2025/1'}, 'Prove a thing.', 'too_recent'),
     ({'origin': 'BMO 2019'}, 'Prove a thing.', ''),
+    ({'origin': 'BMO 2019, TST 2025'}, 'Prove a thing.', 'too_recent'),
     ({}, '(IMO 2025, problem 1) Prove a thing.', 'too_recent'),
     ({}, 'Prove that 2025 divides it.', ''),
     ({}, 'Prove a thing.', ''),

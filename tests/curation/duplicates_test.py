@@ -1,5 +1,6 @@
 """Equal and nearly equal problems are found, and only these."""
 
+import dataclasses
 import random
 
 from bench import decontaminate as bench
@@ -77,6 +78,18 @@ def test_what_resembles_only_a_removed_one_stays():
   assert reasons(near, far) == ['', 'near_duplicate']
   assert reasons(LONG, far) == ['', '']
   assert reasons(LONG, near, far) == ['', 'near_duplicate', '']
+
+
+def test_runs_of_words_that_too_many_share_find_no_pair():
+  others = (LONG.replace('wants', verb) for verb in ('tries', 'hopes'))
+  items = [
+    Item(item_id=f'i{n}', statement=text)
+    for n, text in enumerate((LONG, *others))
+  ]
+  for max_common, num_found in [(3, 2), (2, 0)]:
+    settings = dataclasses.replace(SETTINGS, max_common=max_common)
+    found = duplicates.remove_duplicates(lambda: iter(items), settings)
+    assert sum(bool(outcome.reason) for outcome in found) == num_found
 
 
 def test_different_problems_of_one_id_get_two():

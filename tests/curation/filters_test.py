@@ -81,6 +81,15 @@ def test_what_is_wrong_with_a_statement_is_named(statement, expected):
   assert reason(statement) == expected
 
 
+def test_an_escaped_dollar_opens_no_formula():
+  assert reason(rf'{STATEMENT} It is worth \$ 5 to each of us.') == ''
+
+
+def test_a_short_answer_may_be_there_by_chance():
+  question = 'Find the number of pairs $(a, b)$ with $a + b = 12$ and $a < b$.'
+  assert reason(question, answer='12') == ''
+
+
 def test_a_long_answer_in_a_question_gives_it_away():
   question = 'Find all functions $f$ such that $f(x)=2x+c$ or so for real $x$.'
   assert reason(question, answer='$f(x) = 2x + c$') == 'answer_in_statement'

@@ -66,6 +66,15 @@ async def test_the_shortest_with_a_success_is_chosen():
   assert prefix.prefix in llm.prompts[-1].messages[0].content
 
 
+async def test_a_score_at_the_bound_is_a_success_and_no_score_is_no_trial():
+  (prefix,), _ = await choose(
+    lambda _, call: f'rest {call}',
+    lambda proof: 'unparseable' if proof.endswith('rest 2') else 6,
+  )
+  assert prefix.prefix == prefixes.grid(PROOF, 8, 3)[0]
+  assert (prefix.num_successes, prefix.num_trials) == (3, 3)
+
+
 async def test_without_success_the_longest_is_given():
   (prefix,), llm = await choose(lambda *_: 'rest', lambda proof: 5)
   assert prefix.prefix == prefixes.grid(PROOF, 8, 3)[2]

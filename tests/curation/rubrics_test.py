@@ -1,6 +1,7 @@
 """Well-formed rubrics pass; each way to break one is named; models repair."""
 
 import csv
+import dataclasses
 import pathlib
 import types as namespaces
 
@@ -155,8 +156,9 @@ def test_lists_of_both_kinds_are_items(keys):
   rubric = problems.rubric_text(items)
   assert rubrics.form(rubric) == 'items'
   assert rubrics.faults(rubric) == []
-  items[1][keys[0]] = 2
-  assert 'got 6' in rubrics.faults(problems.rubric_text(items))[0]
+  for points, total in [(2, 'got 6'), (4, 'got 8')]:
+    items[1][keys[0]] = points
+    assert total in rubrics.faults(problems.rubric_text(items))[0]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +233,14 @@ async def test_a_good_rubric_that_came_along_costs_nothing():
   outcome, llm = await write(lambda question, call: 1 / 0, item)
   assert (outcome.item, outcome.remarks) == (item, ('given',))
   assert llm.prompts == []
+
+
+async def test_a_broken_rubric_that_came_along_is_written_anew():
+  item = dataclasses.replace(ITEM, rubric=GOOD.replace('(3 ', '(4 '))
+  outcome, llm = await write(lambda question, call: GOOD, item)
+  assert outcome.item.rubric == GOOD.strip()
+  assert outcome.remarks == ()
+  assert len(llm.prompts) == 1
 
 
 async def test_without_rubric_and_solution_there_is_nothing_to_do():

@@ -51,6 +51,7 @@ def test_bounds_are_kept():
     ([4, 4, 4], 0.0, [4, 4, 4]),
     ([0, 0, 0, 7], 0.9, [0, 0, 0, 0]),
     ([3], 0.5, [3]),
+    ([4, 4, 4, 4], 0.5, [4, 2, 1, 0]),  # Of equal peaks, the hardest.
   ],
 )
 def test_the_histogram_has_one_peak_and_a_tail(counts, decay, kept):

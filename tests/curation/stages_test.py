@@ -84,6 +84,14 @@ async def test_killed_twice_it_is_the_same(tmp_path, is_rowwise):
   )
 
 
+async def test_another_stage_begins_anew(tmp_path):
+  with pytest.raises(Killed):
+    await run(tmp_path, killed_at=450, is_rowwise=False)
+  seen = []
+  await run(tmp_path, is_rowwise=False, seen=seen)
+  assert seen == [*range(701)]
+
+
 async def test_a_rowwise_stage_goes_on_where_it_was(tmp_path):
   with pytest.raises(Killed):
     await run(tmp_path, killed_at=450)

@@ -172,18 +172,6 @@ def test_a_valid_rollout_that_lacks_something_is_refused(
     samples.from_group(make_group(make_rollout(**rollout)), advantages)
 
 
-def test_the_oldest_version_is_of_a_token_that_was_drawn():
-  rollout = make_rollout(versions=(5, 3, 4))
-  [sample] = samples.from_group(make_group(rollout), [1.0])
-  assert samples.oldest_version(sample) == 3
-
-
-def test_a_sample_of_sft_has_no_oldest_version():
-  sample = samples.from_sft([5], [STOP], stop_token_ids=[STOP])
-  with pytest.raises(ValueError, match='expected a sample with versions'):
-    samples.oldest_version(sample)
-
-
 def counting_sample(num_prompt, num_completion):
   ids = np.arange(num_prompt + num_completion, dtype=np.int32)
   mask = ids >= num_prompt

@@ -1,11 +1,13 @@
 """Loaders of benchmarks on public files, and on files made like them."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
 
 from qed.evals import benchmarks
+from qed.types import Problem
 
 
 @pytest.fixture
@@ -259,6 +261,50 @@ class TestOwnFiles:
         'own_proofs', write(tmp_path / 'c.jsonl', changed)
       )
       assert other.digest != first.digest
+
+
+@pytest.mark.parametrize(
+  ('kind', 'field', 'is_shown'),
+  [
+    ('proof', 'statement', True),
+    ('proof', 'rubric', True),
+    ('proof', 'reference', True),
+    ('proof', 'problem_id', True),
+    ('proof', 'answer', False),
+    ('answer', 'answer', True),
+    ('answer', 'rubric', False),
+    ('proof', 'source', False),
+  ],
+)
+def test_a_digest_is_of_what_solver_and_judge_are_shown(kind, field, is_shown):
+  names = ('problem_id', 'statement', 'rubric', 'reference', 'answer', 'source')
+  problem = Problem(**{name: f'a {name}' for name in names})
+  item = benchmarks.Item(problem=problem, split='easy', category='Algebra')
+  before = benchmarks.digest([item], kind)
+  edited = dataclasses.replace(problem, **{field: 'another'})
+  other = dataclasses.replace(item, problem=edited)
+  assert (benchmarks.digest([other], kind) != before) == is_shown
+  hard = dataclasses.replace(item, split='hard')
+  assert benchmarks.digest([hard], kind) != before
+  geometry = dataclasses.replace(item, category='Geometry')
+  assert benchmarks.digest([geometry], kind) == before
+
+
+def test_another_content_of_the_published_size_is_refused(tmp_path):
+  rows = [
+    {
+      'problem_id': f'PB-{split}-{index:03}',
+      'problem': f'Prove statement {index}.',
+      'grading_guidelines': '7 points for a proof.',
+    }
+    for split in ('Basic', 'Advanced')
+    for index in range(30)
+  ]
+  path = write(tmp_path / 'own.jsonl', rows)
+  with pytest.raises(ValueError, match='content of imo_proofbench as publish'):
+    benchmarks.load('imo_proofbench', path)
+  found = benchmarks.load('imo_proofbench', path, content='any')
+  assert found.is_published is False
 
 
 def test_an_unknown_name_is_refused(tmp_path):

@@ -70,8 +70,8 @@ def test_a_published_file_is_downloaded_once_and_checked(
   assert path == target / 'imo_proofbench_v2.csv'
   assert found.is_published is True
   assert hashlib.sha256(path.read_bytes()).hexdigest() == published.sha256
-  again, _ = sources.fetch('imo_proofbench', target, source=published)
-  assert again == path
+  again, same = sources.fetch('imo_proofbench', target, source=published)
+  assert (again, same.items) == (path, found.items)
   assert server.asked == ['/proofbench_v2.csv']
   assert [entry.name for entry in target.iterdir()] == [path.name]
 
@@ -96,6 +96,16 @@ def test_other_bytes_are_refused_and_not_kept(published, server, tmp_path):
 def test_what_is_no_benchmark_is_not_kept(server, tmp_path, page, told):
   source = sources.Source(url=f'{server.url}/{page}', file='file.csv')
   with pytest.raises(sources.DownloadError, match=told):
+    sources.fetch('imo_proofbench', tmp_path / 'data', source=source)
+  assert not [*(tmp_path / 'data').iterdir()]
+
+
+def test_bytes_of_another_digest_are_refused(server, tmp_path):
+  (server.folder / 'file.csv').write_text('Problem ID,Problem\n')
+  source = sources.Source(
+    url=f'{server.url}/file.csv', file='file.csv', sha256='0' * 64
+  )
+  with pytest.raises(sources.DownloadError, match='has changed since'):
     sources.fetch('imo_proofbench', tmp_path / 'data', source=source)
   assert not [*(tmp_path / 'data').iterdir()]
 

@@ -121,7 +121,7 @@ class TestInterval:
     expected = scipy.stats.t.ppf(0.975, df)
     assert stats._student(df) == pytest.approx(expected, rel=2e-3)
 
-  @pytest.mark.parametrize('n', [20, 60, 145])
+  @pytest.mark.parametrize('n', [6, 20, 60, 145])
   def test_of_symmetric_data_it_is_as_wide_as_students(self, n):
     values = 3.5 + 1.2 * scipy.stats.norm.ppf((np.arange(n) + 0.5) / n)
     found = stats.estimate(values, num_resamples=40_000)
@@ -299,6 +299,10 @@ class TestCompare:
     a = np.arange(1.0, 6.0)
     found = stats.compare(a, np.zeros(5), num_resamples=200_000)
     assert found.p_value == pytest.approx(2 / 32, rel=0.05)
+
+  def test_a_p_value_is_never_less_than_the_signs_that_were_drawn_can_say(self):
+    found = stats.compare(np.full(40, 7.0), np.zeros(40), num_resamples=99)
+    assert found.p_value == 1 / 100
 
   def test_equal_runs_do_not_differ(self):
     values = np.array([1.0, 2.0, 7.0])

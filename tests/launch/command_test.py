@@ -102,10 +102,16 @@ def test_all_arms_of_an_experiment_can_be_had_at_once(launch):
   ('arguments', 'expected'),
   [
     (['--sweep=optim.peaklr=1e-3'], "did you mean 'optim.peak_lr'?"),
-    (['--sweep=optim.peak_lr=fast'], 'expected values as Python writes them'),
+    (
+      ['--sweep=optim.peak_lr=fast'],
+      '--sweep=optim.peak_lr=fast: expected values as Python writes them',
+    ),
     (['--sweep=optim.schedule=cosinus'], "did you mean 'cosine'?"),
     (['--sweep=training.seed=1.5'], 'expected int'),
-    (['--sweep=training.seed'], 'expected FIELD=VALUE,VALUE'),
+    (
+      ['--sweep=training.seed'],
+      '--sweep=training.seed: expected FIELD=VALUE,VALUE',
+    ),
     (['--sweep=training.seed=1,1'], 'is already there as'),
     (['--layout=mesh.kontext=1'], "did you mean 'mesh.context'?"),
     (['--layout=mesh.context=1,2'], 'expected one value'),
@@ -239,6 +245,7 @@ def test_checkpoints_are_served_and_told_apart(launch):
   assert '-m qed.serve --checkpoint=a/checkpoints ' in out
   assert '--config.model_name=b ' in out
   assert '--config.solver.base_url=http://127.0.0.1:{port:solver}/v1' in out
+  assert out.count('--config.solver.api_key_env=') == 2
 
 
 def test_a_script_is_started_from_the_repository():

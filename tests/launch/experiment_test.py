@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import sft_lr
+from launch import names
 from launch.experiment import (
   Experiment,
   Job,
@@ -65,6 +66,19 @@ def test_names_are_equal_for_equal_runs_and_differ_for_others(one, other):
     assert len(name) <= 100
     assert re.fullmatch(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])', label(name))
     assert label(name)[-8:] == name[-8:]
+
+
+def test_a_digest_does_not_depend_on_the_order_of_fields():
+  one = {'a': 1, 'b': {'c': 2, 'd': 3}}
+  other = {'b': {'d': 3, 'c': 2}, 'a': 1}
+  assert names.digest(one) == names.digest(other)
+  assert names.digest(one) != names.digest(one | {'a': 2})
+
+
+def test_fields_of_the_same_name_are_told_apart():
+  changes = {'judge.model': 'a/b', 'solver.model': 'c', 'seed': 3}
+  name = names.compose('x', 'baseline', changes, '0a1b2c3d')
+  assert name == 'x-judge.model-b-solver.model-c-seed-3-0a1b2c3d'
 
 
 def test_a_name_says_what_is_special():
@@ -211,4 +225,10 @@ def test_the_keys_that_a_config_names_are_the_secrets_of_its_job():
     'experiments/rl_main.py', overrides=values
   )
   assert {*unit.secrets} == {'JUDGE_KEY', 'QED_API_KEY', 'WANDB_API_KEY'}
+  ours = Experiment('x', root='r').add(
+    'experiments/rl_main.py',
+    overrides=values,
+    flags={'config.sampler.api_key_env': ''},
+  )
+  assert {*ours.secrets} == {'JUDGE_KEY', 'WANDB_API_KEY'}
   assert Experiment('x', root='r').add(SFT).secrets == ()

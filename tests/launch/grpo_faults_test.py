@@ -23,7 +23,7 @@ import pytest
 
 from launch import run_dirs
 from qed import cli
-from tests.grpo_test import (
+from tests.grpo_rig import (
   assert_ledger_closes,
   batches,
   make_config,

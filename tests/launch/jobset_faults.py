@@ -130,14 +130,19 @@ def _code_faults(batch, spec, want):
     got = _consequence(batch, spec, code=code)
     if got != right:
       yield f'exit code {code}: expected {right}, got {got}'
-  if _consequence(batch, spec, code=1, is_disrupted=True) != 'restart':
-    yield 'a pod whose machine is taken away is to be started again'
+  right = 'replace' if want.is_service else 'restart'
+  got = _consequence(batch, spec, code=1, is_disrupted=True)
+  if got != right:
+    yield f'a pod whose machine is taken away: expected {right}, got {got}'
   if want.is_service != (batch['backoffLimit'] > 0):
     yield 'a service, and nothing else, is to be replaced alone'
 
 
 def _consequence(batch, spec, *, code, is_disrupted=False):
-  """What comes of the first pod that fails: 'restart' or 'fail'."""
+  """What comes of the first pod that fails.
+
+  Either of all ('restart' or 'fail'), or of itself alone ('replace').
+  """
   reason = 'BackoffLimitExceeded'
   for rule in batch['podFailurePolicy']['rules']:
     if 'onPodConditions' in rule:
@@ -151,6 +156,8 @@ def _consequence(batch, spec, *, code, is_disrupted=False):
       is_in = code in codes['values']
       matches = is_in == (codes['operator'] == 'In')
     if matches:
+      if rule['action'] == 'Ignore':
+        return 'replace'
       if rule['action'] == 'FailJob':
         reason = 'PodFailurePolicy'
       break

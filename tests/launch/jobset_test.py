@@ -163,6 +163,18 @@ def test_what_a_script_renders_has_no_fault(
   assert faults(manifest, want) == []
 
 
+def test_a_sampler_reads_its_key_where_the_trainer_sends_one(
+  capsys, monkeypatch
+):
+  monkeypatch.chdir(REPOSITORY)
+  flags = ('--config=experiments/rl_main.py', '--tpu=v6e', '--samplers=1')
+  key = '--sweep=sampler.api_key_env=,QED_API_KEY'
+  without, given = run_script(grpo, capsys, *flags, key)
+  for manifest, secrets in ((without, ()), (given, ('QED_API_KEY',))):
+    assert _secrets_of(manifest, 'sampler0') == secrets
+    assert {*secrets} <= {*_secrets_of(manifest, 'main')}
+
+
 def _secrets_of(manifest, name):
   """Whatever it refers to: which they are is another test's to know."""
   (job,) = (j for j in manifest['spec']['replicatedJobs'] if j['name'] == name)
@@ -277,6 +289,7 @@ MISTAKES = {
     (*RULES, 1, 'onExitCodes'), 'containerName', 'main'
   ),
   'a lost machine is a bug': removed(RULES, 0),
+  'a lost machine of the trainer': changed((*RULES, 0), 'action', 'Ignore'),
   'a bug is for JobSet to start again': changed(
     ('spec', 'failurePolicy', 'rules', 0), 'action', 'RestartJobSet'
   ),

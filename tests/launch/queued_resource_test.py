@@ -216,6 +216,24 @@ def test_slices_are_asked_for_watched_and_given_back(gcloud):
     assert pathlib.Path(path).read_text() == text
 
 
+def test_what_has_ended_is_left_alone_while_others_go_on(gcloud):
+  other = dataclasses.replace(ALONE, name='rl-99999999')
+  gcloud('outcomes', 'main', 'qed-outcome: 0 0')
+  ending = pathlib.Path('outcomes/rl-99999999-main')
+  ending.write_text('qed-outcome: running\n')
+
+  def sleep(secs, waits=[]):  # noqa: B006
+    waits.append(secs)
+    if len(waits) == 3:
+      ending.write_text('qed-outcome: 0 2\n')
+
+  assert EXECUTOR.submit([ALONE, other], sleep=sleep) == 2
+  ours = [call for call in gcloud.calls() if '99999999' not in call]
+  assert ours == [
+    'describe main', 'create main', 'describe main', 'ssh main', 'delete main',
+  ]  # fmt: skip
+
+
 def test_a_slice_that_was_taken_away_is_asked_for_again(gcloud, capsys):
   gcloud('states', 'main', 'PROVISIONING', 'ACTIVE', 'ACTIVE', 'ACTIVE')
   gcloud('outcomes', 'main', *running(8))
@@ -265,6 +283,24 @@ def test_a_job_that_failed_for_good_ends_the_work_unit(
   gcloud('outcomes', job, outcome, 'qed-outcome: running')
   assert EXECUTOR.submit([GROUP], sleep=looks(3)) == code
   assert gcloud.calls()[-2:] == ['delete main', 'delete sampler0']
+
+
+def test_the_main_job_speaks_for_its_work_unit(gcloud):
+  gcloud('outcomes', 'main', 'qed-outcome: 0 0')
+  gcloud('outcomes', 'sampler0', 'qed-outcome: 0 2')
+  assert EXECUTOR.submit([GROUP], sleep=looks(3)) == 0
+
+
+def test_a_job_is_done_when_machine_0_is(gcloud):
+  gcloud('outcomes', 'main', 'qed-outcome: 3 0', *running(7))
+
+  def sleep(secs, waits=[]):  # noqa: B006
+    waits.append(secs)
+    if len(waits) == 3:
+      gcloud('outcomes', 'main', 'qed-outcome: 0 0', *running(7))
+
+  assert EXECUTOR.submit([ALONE], sleep=sleep) == 0
+  assert gcloud.calls().count('ssh main') == 3
 
 
 def test_a_machine_that_does_not_answer_yet_is_waited_for(gcloud):

@@ -5,6 +5,7 @@ scripts that answer what a test says, and write down what they were asked.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -90,6 +91,23 @@ def machine(tmp_path):
     return Machine(tmp_path / folder, text, index=index, codes=codes)
 
   return make
+
+
+def test_services_on_one_machine_have_ports_of_their_own():
+  main, judge = ALONE.jobs
+  grader = dataclasses.replace(judge, name='grader')
+  main = dataclasses.replace(
+    main, flags={**main.flags, 'config.grader': '{url:grader}'}
+  )
+  unit = dataclasses.replace(ALONE, jobs=(main, judge, grader))
+  text = EXECUTOR.render(unit).files[f'runs/launch/{NAME}-main.sh']
+  assert '--config.judge.base_url=http://127.0.0.1:8000/v1' in text
+  assert '--config.grader=http://127.0.0.1:8001' in text
+  for name, port in [('judge', 8000), ('grader', 8001)]:
+    (line,) = (
+      x for x in text.splitlines() if f'docker run --rm --name=qed-{name} ' in x
+    )
+    assert f'--port={port}' in line
 
 
 def test_a_job_is_started_again_until_it_is_done(machine):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from launch import exit_codes, run_dirs
+from launch import exit_codes, run_dirs, supervision
 from tests.launch.children import (
   ends,
   is_alive,
@@ -271,3 +271,16 @@ LocalProcesses(python={python!r}).submit([unit])
   while run_dirs.is_locked(folder):
     time.sleep(0.02)
   assert submit(unit)[0] == exit_codes.DONE
+
+
+# Patience.
+
+
+def test_every_restart_without_progress_waits_twice_as_long():
+  patience = supervision.Patience(
+    max_restarts=3, backoff_secs=1.5, grace_secs=9.0
+  )
+  tries = supervision._Tries(patience, saved=4)
+  assert [tries.next(4) for _ in range(3)] == [1.5, 3.0, 6.0]
+  assert tries.next(5) == 0.0  # Something new was saved.
+  assert [tries.next(5) for _ in range(4)] == [1.5, 3.0, 6.0, None]

@@ -11,6 +11,7 @@ import sys
 import pytest
 from absl import app
 
+from launch import xmanager_local
 from launch.experiment import Job, Tpu, WorkUnit
 from launch.xmanager_local import XManager
 
@@ -45,6 +46,18 @@ def test_what_needs_more_than_one_process_is_refused():
     XManager().render(make_unit(num_processes=2))
   with pytest.raises(app.UsageError, match='which this machine is not'):
     XManager().render(make_unit(requirements=Tpu('v5p', '2x4x4')))
+
+
+@pytest.mark.parametrize(
+  ('message', 'code'),
+  [
+    ('Process exited with non-zero code: 42', 42),
+    ('Process exited with non-zero code: -9', 137),
+    ('Somebody pulled the plug.', 1),
+  ],
+)
+def test_its_message_has_the_exit_code(message, code):
+  assert xmanager_local._code_of(RuntimeError(message)) == code
 
 
 @pytest.mark.skipif(IS_THERE, reason='xmanager is installed')

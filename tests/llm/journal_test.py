@@ -234,6 +234,19 @@ async def test_a_completion_that_failed_is_handed_on_but_not_kept(
   assert len(store) == 0
 
 
+async def test_where_one_of_several_failed_none_is_kept(store):
+  class Half(Llm):
+    async def sample(self, prompt, params, *, n=1):
+      good, bad = await super().sample(prompt, params, n=n)
+      return [good, dataclasses.replace(bad, finish_reason='error')]
+
+  llm = Half()
+  for _ in range(2):
+    given = await Journaled(llm, store, 'm').sample(PROMPT, PARAMS, n=2)
+    assert [x.finish_reason for x in given] == ['stop', 'error']
+  assert (llm.num_calls, len(store)) == (2, 0)
+
+
 async def test_a_completion_that_was_cut_off_is_kept(store):
   model = Journaled(Llm('length'), store, 'm')
   for _ in range(2):

@@ -111,6 +111,8 @@ def test_a_problem_is_skipped_outside_the_bounds_of_its_last_pass_rate(
 
 
 def test_open_bounds_skip_nothing():
-  rates = prompts.PassRates(low=0.0, high=1.0, known={'a': 0.0, 'b': 1.0})
+  rates = prompts.PassRates(low=0.0, high=1.0)
+  rates.put('a', 0.0)
+  rates.put('b', 1.0)
   assert not rates.skips('a')
   assert not rates.skips('b')

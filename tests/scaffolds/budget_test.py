@@ -124,6 +124,7 @@ async def test_money_is_reserved_for_the_longest_prompt_that_it_may_be():
   prices = {'usd_per_million_prompt': 2.0, 'usd_per_million_completion': 10.0}
   for limit, num_made in [
     (0.001075, 0),
+    (0.001076, 1),  # A limit may be reached.
     (0.001077, 1),
     (0.001175, 1),
     (0.001177, 2),
@@ -137,6 +138,22 @@ async def test_money_is_reserved_for_the_longest_prompt_that_it_may_be():
     assert sum(answer is not None for answer in answers) == num_made
   with pytest.raises(OutOfBudget, match=r'0\.0013 usd .* of 0\.001177'):
     await calls.ask('solver', HELLO, label='x')
+
+
+async def test_a_character_may_be_as_many_tokens_as_it_has_bytes():
+  # 3 characters of 3 bytes, and 32 tokens around them: 41 of 2 usd, and 100 of
+  # 10 usd, per million.
+  prices = {'usd_per_million_prompt': 2.0, 'usd_per_million_completion': 10.0}
+  for limit, num_made in [(0.001081, 0), (0.001082, 1)]:
+    calls = Calls(
+      PROBLEM,
+      Scripted(lambda asked: 'x'),
+      scripted.setup(budget=scripted.budget(max_usd=limit, **prices)),
+    )
+    answers = await settle(
+      [calls.ask('solver', prompts.user('∀∃∎'), label='a')]
+    )
+    assert sum(answer is not None for answer in answers) == num_made
 
 
 async def test_what_the_prompt_took_counts_too():

@@ -284,6 +284,10 @@ async def test_whoever_watches_is_told_of_every_start_and_end():
   assert {(e.problem_id, e.attempt, e.role) for e in events} == {
     ('p1', 2, 'merger')
   }
+  assert [e.secs for e in events[::2]] == [0.0] * 3
+  trace = [entry['secs'] for entry in calls.trace()]
+  assert [e.secs for e in events[1::2]] == trace
+  assert all(secs > 0 for secs in trace)
 
 
 async def test_settling_gives_none_for_what_was_out_of_budget():

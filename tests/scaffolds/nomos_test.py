@@ -196,6 +196,16 @@ class TestConsolidation:
     script = Script({'P1': 0}, keep='<keep>1</keep>')
     assert (await solve(script, scaffold={'num_solutions': 2})).text == 'P2'
 
+  async def test_the_order_stays_that_of_the_scores(self):
+    # No match is played, so that the first of those that stay is returned.
+    solution = await solve(
+      Script({'P1': 6, 'P2': 5}, keep='<keep>2, 1</keep>'),
+      scaffold={'num_solutions': 2},
+      budget=scripted.budget(max_tokens=140),
+    )
+    assert labels(solution)[-1] == 'consolidation'
+    assert solution.text == 'P1'
+
   @pytest.mark.parametrize(
     'keep',
     [
@@ -256,6 +266,17 @@ class TestComparison:
     # Of 16 fair coins, fewer than 2 of one side are one in 2,000.
     assert 2 <= sum(places) <= 14
     assert await play(3) == places[3]
+
+  async def test_who_meets_whom_is_that_of_seed_and_attempt(self):
+    async def matches(**changes):
+      script = Script(keep='<keep>1, 2, 3, 4, 5, 6, 7, 8</keep>')
+      await solve(script, **changes)
+      return script.matches
+
+    first = await matches(seed=1, attempt=2)
+    assert await matches(seed=1, attempt=2) == first
+    assert await matches(seed=1, attempt=3) != first
+    assert await matches(seed=2, attempt=2) != first
 
 
 class TestWhatIsNotAsItShouldBe:

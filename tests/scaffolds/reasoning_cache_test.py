@@ -135,6 +135,46 @@ def test_where_there_is_no_summary_the_old_one_stays():
   assert solution.usage['missing_summaries'] == 1
 
 
+@pytest.mark.parametrize('mode', ['replace', 'append'])
+@pytest.mark.parametrize('missing', [None, '', ' \n'])
+def test_a_missing_summary_changes_nothing(missing, mode):
+  async def reason(state):
+    return 'thought</think>proof'
+
+  async def summarize(state, thoughts):
+    return missing if state.turn else 'one'
+
+  first = reasoning_cache.first_state(PROBLEM)
+  states = asyncio.run(
+    reasoning_cache.unroll(first, reason, summarize, num_turns=2, mode=mode)
+  )
+  assert [state.summary for state in states] == ['', 'one', 'one']
+  assert [state.turn for state in states] == [0, 1, 2]
+
+
+def test_a_summary_that_was_cut_off_is_used_as_far_as_it_goes():
+  llm = model(turn(0), cut('hm</think>half a summ'), turn(1))
+  solution = solve(llm, num_turns=2)
+  assert llm.asked[2].text == f'Solve {PROBLEM.statement} half a summ'
+  assert 'missing_summaries' not in solution.usage
+
+
+def test_a_prompt_says_of_which_kind_and_turn_it_is():
+  llm, prompts = model(turn(0), '</think>notes', turn(1)), []
+
+  class Watched:
+    async def sample(self, prompt, params, *, n=1):
+      prompts.append(prompt)
+      return await llm.sample(prompt, params, n=n)
+
+  solve(Watched(), num_turns=2)
+  assert [(prompt.kind, prompt.turn) for prompt in prompts] == [
+    ('plain', 0),
+    ('plain', 0),
+    ('cached', 1),
+  ]
+
+
 def test_a_summary_without_a_think_block_is_read_whole_in_other_styles():
   llm = model('thought', 'notes', 'proof')
   solution = solve(llm, style='instruct', num_turns=2)

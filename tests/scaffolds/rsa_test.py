@@ -114,6 +114,16 @@ def test_every_pair_of_items_may_meet():
   assert len(met) == 8 * 7 / 2
 
 
+def test_which_items_lie_side_by_side_is_chance():
+  pairs = set()
+  for seed in range(50):
+    blocks = rsa.balanced_blocks(4, 2, np.random.default_rng(seed))
+    met = {frozenset(block) for block in blocks}
+    if len(met) == 2:  # Those that lie opposite each other in the ring.
+      pairs.add(frozenset(met))
+  assert len(pairs) == 3  # All ways to divide four into two and two.
+
+
 # Calls.
 
 

@@ -615,6 +615,21 @@ def test_an_objective_takes_from_the_config_what_a_step_computes():
   } - {'temperature'}
 
 
+def test_how_a_step_is_computed_is_what_the_config_says():
+  for values in (base.sft(), base.grpo()):
+    run = config.build(values)
+    compute = steps.Compute.from_config(run, None)
+    assert dataclasses.asdict(compute) == {
+      'dtype': run.model.dtype,
+      'remat': run.model.remat,
+      'attention': None,  # The platform's.
+      'chunk_size': run.training.logprob_chunk_size,
+      'mesh': None,
+    }
+  dense = config.build(base.override(base.sft(), {'model.attention': 'dense'}))
+  assert steps.Compute.from_config(dense, None).attention == 'dense'
+
+
 def test_the_temperature_is_the_sampler_s(monkeypatch):
   seen = policy_terms(monkeypatch, temperature=0.6)[2]
   assert seen['temperature'] == 0.6
