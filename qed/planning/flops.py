@@ -126,8 +126,12 @@ def _count_scan(
 ) -> tuple[Flops, list[bool]]:
   """`_count` of a loop whose length is known."""
   body = _open(equation.params['jaxpr'])
-  num_consts = equation.params['num_consts']
-  num_carry = equation.params['num_carry']
+  # What is divided among iterations, or stacked, has an axis more outside. The
+  # parameters say it, too, but in other words from jax to jax.
+  num_stacked = _num_with_more_axes(equation.outvars, body.outvars)
+  num_carry = len(body.outvars) - num_stacked
+  num_divided = _num_with_more_axes(equation.invars, body.invars)
+  num_consts = len(body.invars) - num_divided - num_carry
   wanted = list(wanted)
   while True:
     total, reads = _count(body, wanted)
@@ -141,6 +145,12 @@ def _count_scan(
     if carry == wanted[:num_carry]:
       return total.times(equation.params['length']), reads
     wanted[:num_carry] = carry
+
+
+def _num_with_more_axes(outside, inside) -> int:
+  return sum(
+    a.aval.ndim > b.aval.ndim for a, b in zip(outside, inside, strict=True)
+  )
 
 
 def _dot_flops(equation: core.JaxprEqn) -> float:
