@@ -89,6 +89,10 @@ def main(given):
   def program(argv):
     del argv
     folder, changes = pathlib.Path(given['tiny']), REMOTE | given['changes']
+    changes = {  # JSON has no tuples.
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in changes.items()
+    }
     try:
       return grpo_rig.train(folder, given['workdir'], parts, **changes)
     except health.HealthError as error:  # As `qed grpo` does.
