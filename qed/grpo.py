@@ -404,6 +404,7 @@ class Loop:
       )
       return
     summary = self._recorder.write_summary(done, self._account)
+    summary['evaluation'].pop('scores', None)  # Of every problem: on file.
     print(f'complete: {summary}')
 
 
