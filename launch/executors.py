@@ -55,11 +55,15 @@ def make(name: str, values: flags.FlagValues) -> Executor:
   """
   kind = kind_of(name)
   given: dict[str, Any] = {}
+  missing = []
   for field in dataclasses.fields(kind):
     value = values[f'{name}.{field.name}'].value
     if value is None:
-      raise app.UsageError(f'--{name}.{field.name} is missing')
+      about = _described(kind, field.name).rstrip('.')
+      missing.append(f'--{name}.{field.name} is missing: {about}')
     given[field.name] = tuple(value) if isinstance(value, list) else value
+  if missing:
+    raise app.UsageError('; '.join(missing))
   try:
     return kind(**given)
   except ValueError as error:

@@ -48,7 +48,7 @@ class JobSet:
   """The executor.
 
   Attributes:
-    image: of launch/Dockerfile, built from this very tree.
+    image: the one of launch/Dockerfile, built from this very tree.
     volume_claim: a PersistentVolumeClaim that many pods may write to, with the
       folders of container.SHARED.
     namespace: of Kubernetes.

@@ -40,8 +40,8 @@ class QueuedResource:
   """The executor.
 
   Attributes:
-    image: of launch/Dockerfile, built from this very tree.
-    project: of Google Cloud.
+    image: the one of launch/Dockerfile, built from this very tree.
+    project: the one of Google Cloud.
     zones: where the slices are: a zone, or GENERATION=ZONE for each generation
       of TPU, as v5p=us-east5-a,v6e=us-east5-b.
     share: HOST:/PATH of an NFS share with the folders of container.SHARED.
