@@ -220,7 +220,7 @@ def practise(
   """A run of `qed grpo`, and what its model solves without beginnings."""
   from qed import cli, grpo
   from qed.miniature import judge_server
-  from qed.training import metrics
+  from qed.training import metrics, rundir
 
   path = workdir / f'{arm}-{seed}.json'
   if path.exists():
@@ -252,7 +252,7 @@ def practise(
     'trained_secs': trained_secs,
     'secs': time.monotonic() - began,
   }
-  path.write_text(json.dumps(found) + '\n', encoding='utf-8')
+  rundir.write_json(path, found)
   return found
 
 
@@ -337,6 +337,8 @@ def show(found: dict) -> None:
 
 def prepare(demo: pathlib.Path, workdir: pathlib.Path, sizes: Sizes) -> dict:
   """Teaches, chooses problems and beginnings, and evaluates before the rest."""
+  from qed.training import rundir
+
   path = workdir / 'prepared.json'
   if path.exists():
     return json.loads(path.read_text(encoding='utf-8'))
@@ -351,7 +353,7 @@ def prepare(demo: pathlib.Path, workdir: pathlib.Path, sizes: Sizes) -> dict:
     'teaching_secs': taught_secs,
     'secs': time.monotonic() - began,
   }
-  path.write_text(json.dumps(made) + '\n', encoding='utf-8')
+  rundir.write_json(path, made)
   return made
 
 

@@ -270,6 +270,11 @@ def test_a_stage_that_hangs_is_named_and_the_run_can_go_on(
   assert checkpoints.steps(tmp_path / 'checkpoints') == [0]
   assert train(tiny, tmp_path) == cli.DONE
   assert read_state(tmp_path) == read_state(straight)
+  told = re.search('^complete: .*', capsys.readouterr().out, re.MULTILINE)[0]
+  assert "'score_mean'" in told
+  assert "'scores'" not in told
+  summary = json.loads((tmp_path / 'summary.json').read_text())
+  assert summary['evaluation']['scores']
 
 
 def test_too_many_proofs_without_a_grade_end_the_run_with_the_reason(

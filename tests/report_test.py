@@ -170,6 +170,14 @@ def test_runs_share_a_page_and_differing_fields_come_first(run_dir, tmp_path):
   assert 'other: reward/mean' in text
 
 
+def test_the_heading_of_many_runs_is_short(run_dir, tmp_path):
+  for name in 'abcde':
+    shutil.copytree(run_dir, tmp_path / 'runs' / name)
+  report.main(['qed report', f'--out={tmp_path / "out"}', f'{tmp_path}/runs'])
+  text = (tmp_path / 'out/index.html').read_text(encoding='utf-8')
+  assert '<h1>a · b · c · d and 1 more</h1>' in text
+
+
 def test_a_folder_of_runs_stands_for_all_of_them(run_dir, tmp_path):
   report.main(['qed report', '--out', str(tmp_path / 'out'), str(tmp_path)])
   text = (tmp_path / 'out/index.html').read_text(encoding='utf-8')

@@ -612,14 +612,17 @@ def assert_alike(found, expected):
   """The same run, but for the order in which devices are summed.
 
   The first steps agree to float32's rounding; every step makes more of it, in
-  the gradient's norm (seen: 3e-4 at step 34) more than in the loss (3e-6).
+  the gradient's norm (seen: 3e-4 at step 34) more than elsewhere (3e-5).
   """
   theirs, ours = read_metrics(expected), read_metrics(found)
   assert sorted(ours) == sorted(theirs) == list(range(1, 41))
   for step, record in theirs.items():
-    rel = 5e-6 if step <= 5 else 2e-3
-    assert ours[step] == pytest.approx(record, rel=rel, abs=1e-7)
-    assert ours[step]['loss'] == pytest.approx(record['loss'], rel=2e-5)
+    early = step <= 5
+    for name, value in record.items():
+      rel = 2e-3 if name == 'optim/grad_norm' else 1e-4
+      rel = 5e-6 if early else 2e-5 if name == 'loss' else rel
+      assert ours[step][name] == pytest.approx(value, rel=rel, abs=1e-7), name
+    assert ours[step].keys() == record.keys()
 
 
 @pytest.mark.slow

@@ -124,7 +124,8 @@ def test_all_arms_of_an_experiment_can_be_had_at_once(launch):
     (['--local.m=2'], 'local.m'),
     (['--local.n=0'], 'expected n of at least 1'),
     (['--name=My Run'], 'expected up to 24'),
-    (['--executor=jobset'], '--jobset.image is missing'),
+    (['--executor=jobset'], '--jobset.image is missing: the one of launch/'),
+    (['--executor=jobset'], '--jobset.volume_claim is missing: a Persistent'),
   ],
 )
 def test_what_cannot_be_launched_is_told(launch, arguments, expected):

@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import email.utils
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,6 +289,28 @@ def test_a_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
     base_url='u', model='m', api_key='sk-1', max_connections=1, **fields
   )
   assert 'sk-1' not in repr(endpoint)
+
+
+def test_an_endpoint_is_that_of_its_section(monkeypatch):
+  monkeypatch.setenv('JUDGE_KEY', 'sk-1')
+  section = SimpleNamespace(
+    base_url='u',
+    model='m',
+    api_key_env='JUDGE_KEY',
+    connect_secs=1.0,
+    deadline_secs=2.0,
+    max_attempts=3,
+    max_concurrency=4,
+  )
+  assert http.Endpoint.from_config(section) == http.Endpoint(
+    base_url='u',
+    model='m',
+    api_key='sk-1',
+    connect_secs=1.0,
+    deadline_secs=2.0,
+    max_attempts=3,
+    max_connections=4,
+  )
 
 
 async def test_the_models_of_an_endpoint_are_a_check_of_it():

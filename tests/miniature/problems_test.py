@@ -6,7 +6,7 @@ import string
 import numpy as np
 import pytest
 
-from qed.miniature import problems
+from qed.miniature import problems, teacher
 
 # c = 3, d = 3 * 2 = 6 = 1, e = 1 + 4 = 5 = 0 modulo 5.
 CHAIN = problems.Chain(start=3, steps=(('*', 2), ('+', 4)), first='c')
@@ -111,6 +111,22 @@ def test_brief_chains_have_few_names(num_steps, last):
   assert {*''.join(chain.names for chain in chains)} == {
     name for name in string.ascii_lowercase if name <= last
   }
+
+
+@pytest.mark.parametrize(
+  ('num_names', 'last'), [(3, 'd'), (6, 'f'), (None, 'z')]
+)
+def test_as_many_names_occur_as_are_asked_for(num_names, last):
+  """Or as many as chains of three steps need."""
+  given = dict(num_names=num_names)
+  rng = np.random.default_rng(0)
+  chains = problems.draw_distinct(300, (3,), rng, **given)
+  traces = teacher.traces(300, num_steps=(3,), error_rate=0.0, seed=0, **given)
+  chains_of_traces = [problems.parse(trace.statement) for trace in traces]
+  for found in (chains, chains_of_traces):
+    assert {*''.join(chain.names for chain in found)} == {
+      name for name in string.ascii_lowercase if name <= last
+    }
 
 
 def test_an_equal_seed_draws_equal_chains():
